@@ -1,0 +1,76 @@
+package control
+
+import "time"
+
+// The operator's conversation is HTTP/1.1 with JSON on control.sock, mode
+// 0600; the peer's uid and pid (SO_PEERCRED) are recorded with what it decides.
+//
+//	GET  /v1/status               Status
+//	GET  /v1/pending              []Pending, the latest last
+//	GET  /v1/grants               []Grant
+//	POST /v1/decisions   Decision answers Decided
+//	POST /v1/reload               answers Reloaded
+//	GET  /v1/events?after=SEQ     audit lines as NDJSON, then as they come
+//
+// A fault is answered with a 4xx or 5xx status and Fault.
+
+// Status tells what the gateway of one sandbox is doing, at the time of asking.
+type Status struct {
+	ID         string    `json:"id"`
+	Monitor    int       `json:"monitor_pid"`
+	Worker     int       `json:"worker_pid"` // 0: being restarted; connections queue
+	Restarts   int       `json:"restarts"`   // of the worker
+	Since      time.Time `json:"since"`
+	Policy     string    `json:"policy"` // name
+	PolicyFile string    `json:"policy_file,omitempty"`
+	Digest     string    `json:"digest"`     // sha256 of the policy in force
+	Generation uint64    `json:"generation"` // of the rules in force
+	// PolicyFault is why the file as it stands is not in force; several lines.
+	PolicyFault string   `json:"policy_fault,omitempty"`
+	Links       []string `json:"links"` // interfaces of the uplink
+	Open        int      `json:"open"`  // connections passing now
+	Allowed     uint64   `json:"allowed"`
+	Refused     uint64   `json:"refused"`
+	AuditLog    string   `json:"audit_log"`
+	AuditFault  string   `json:"audit_fault,omitempty"` // why it cannot be written: everything is refused
+	Notes       []string `json:"notes,omitempty"`
+}
+
+// Pending is a host and port that were refused and not yet decided upon.
+type Pending struct {
+	Host    string    `json:"host"`
+	Port    uint16    `json:"port"`
+	Reason  string    `json:"reason"`
+	Count   int       `json:"count"`
+	First   time.Time `json:"first"`
+	Last    time.Time `json:"last"`
+	Request string    `json:"request"` // of the latest attempt
+	Process *Process  `json:"process,omitempty"`
+}
+
+// Decision is an operator's word about a host and port.
+type Decision struct {
+	Verb string `json:"verb"` // "approve", "deny" or "permanent": the last one only records that the policy file was changed
+	Host string `json:"host"`
+	Port uint16 `json:"port"`
+	File string `json:"file,omitempty"` // with "permanent": the file that was changed
+}
+
+// Decided answers a Decision: the rules of Generation are in force.
+type Decided struct {
+	Generation uint64 `json:"generation"`
+	Warning    string `json:"warning,omitempty"` // e.g. a deny rule still beats the approval
+}
+
+// Reloaded answers a reload.
+type Reloaded struct {
+	Generation uint64 `json:"generation"`
+	Changed    bool   `json:"changed"`
+	Cut        int    `json:"cut"`
+}
+
+// Fault is an error told over HTTP.
+type Fault struct {
+	Error string `json:"error"`
+	Hint  string `json:"hint,omitempty"`
+}

@@ -1,0 +1,70 @@
+package control
+
+// The runtime's conversation with the monitor. The first one takes place on
+// descriptor 3 of a monitor that create has just started:
+//
+//	[ nemoclaw create ]                       [ monitor ]
+//	attach{…} + inner, uplink namespaces  ──▶ opens the audit log and the
+//	                                          listeners, starts the worker
+//	                                      ◀── ready | fault{text}
+//	commit{…} + init's pidfd, the ruleset ──▶ from here on it lives as long
+//	                                          as init
+//	                                      ◀── ok | fault{text}
+//
+// If create goes away before commit, the monitor undoes what it did and ends.
+// Later ones are on runtime.sock, one request each:
+//
+//	started{}  ──▶  ok once the worker decides connections | fault{text}
+//	ruleset{}  ──▶  ok + the container's filled Landlock ruleset | fault{text}
+//
+// delete sends SIGTERM through a pidfd; the monitor closes the audit log's
+// chain and ends.
+
+// ToMonitor is a request of the runtime; exactly one field is set.
+type ToMonitor struct {
+	Attach  *Attach  `json:"attach,omitempty"`
+	Commit  *Commit  `json:"commit,omitempty"`
+	Started *Started `json:"started,omitempty"`
+	Ruleset *Ruleset `json:"ruleset,omitempty"`
+}
+
+// Attach hands a namespace to a new monitor. Descriptors: the inner network
+// namespace, then the uplink's.
+type Attach struct {
+	ID           string   `json:"id"`
+	Root         string   `json:"root"`
+	PolicyName   string   `json:"policy_name"`
+	PolicyFile   string   `json:"policy_file"` // watched; empty: never reloaded
+	Policy       []byte   `json:"policy"`      // what create parsed, byte for byte
+	AuditLog     string   `json:"audit_log"`   // opened for append, made if missing
+	Nameservers  []string `json:"nameservers"` // addresses the worker asks, in order
+	Search       []string `json:"search"`      // the container's search domains
+	HostUplink   bool     `json:"host_uplink"` // the uplink is the host's own namespace
+	CgroupParent string   `json:"cgroup_parent,omitempty"`
+	// Notes are what the runtime did that an auditor wants to know: a layer
+	// weakened by the policy, a capability cut. One line of the log each.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Commit makes an attached monitor the container's. Descriptors: init's
+// pidfd, then the filled Landlock ruleset; the ruleset is missing where the
+// policy has no layer 1.
+type Commit struct {
+	InitPID int      `json:"init_pid"` // in the monitor's pid namespace
+	Notes   []string `json:"notes,omitempty"`
+}
+
+// Started says that the program is about to run.
+type Started struct {
+	// Links are the interfaces that lead out, by name; none: no uplink, and
+	// every connection is refused for that reason.
+	Links []string `json:"links"`
+}
+
+// Ruleset asks for the container's filled ruleset.
+type Ruleset struct{}
+
+// FromMonitor answers; Fault is empty unless the request failed.
+type FromMonitor struct {
+	Fault string `json:"fault,omitempty"`
+}

@@ -1,0 +1,179 @@
+package control
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// The files of a sandbox's state directory, <run_dir>/<id>.<hash of root>.
+const (
+	SandboxFile   = "sandbox.json" // Sandbox; written by nemoclaw, renamed into place
+	MonitorFile   = "monitor.json" // Monitor; written by the monitor once it can be signalled
+	RuntimeSocket = "runtime.sock" // SOCK_SEQPACKET, runtime.go
+	ControlSocket = "control.sock" // HTTP, operator.go
+	NamesFile     = "names"        // the worker's journal of synthetic addresses
+	GrantsFile    = "grants.json"  // []Grant; the monitor's
+	UplinkPin     = "uplink"       // the uplink namespace, bind-mounted
+)
+
+// Sandbox is what nemoclaw stored of a container at its create.
+type Sandbox struct {
+	ID      string    `json:"id"`     // the container's, as the engine gave it
+	Root    string    `json:"root"`   // absolute --root: ids are unique only within it
+	Bundle  string    `json:"bundle"` // absolute
+	Created time.Time `json:"created"`
+	Status  string    `json:"status"` // "created" or "started"; whether it still runs is the kernel's to say
+
+	InitPID   int    `json:"init_pid"`
+	InitStart uint64 `json:"init_start"` // /proc/PID/stat field 22, clock ticks: tells a reused pid
+
+	PolicyName   string `json:"policy_name"`   // as it was chosen: a name, a path, or "built-in"
+	PolicyFile   string `json:"policy_file"`   // the file that is watched; empty for the built-in
+	PolicyDigest string `json:"policy_digest"` // sha256 of the file's bytes at create
+	Policy       string `json:"policy"`        // those bytes: exec obeys what was read at create
+	AuditLog     string `json:"audit_log"`
+
+	// Confined tells what is on, for exec, status and list; runtime fills it.
+	Confined json.RawMessage `json:"confined,omitempty"`
+}
+
+// Monitor tells how to signal a monitor: by a pidfd, after Start was compared.
+type Monitor struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // /proc/PID/stat field 22
+}
+
+// Dir returns the state directory of the container id under root.
+func Dir(runDir, root, id string) string {
+	sum := sha256.Sum256([]byte(root + "\x00" + id))
+	return filepath.Join(runDir, id+"."+hex.EncodeToString(sum[:4]))
+}
+
+// ReadSandbox reads dir's Sandbox.
+func ReadSandbox(dir string) (*Sandbox, error) {
+	s := new(Sandbox)
+	return s, readJSON(filepath.Join(dir, SandboxFile), s)
+}
+
+// WriteSandbox replaces dir's Sandbox whole.
+func WriteSandbox(dir string, s *Sandbox) error {
+	return writeJSON(filepath.Join(dir, SandboxFile), s)
+}
+
+// ReadMonitor reads dir's Monitor.
+func ReadMonitor(dir string) (*Monitor, error) {
+	m := new(Monitor)
+	return m, readJSON(filepath.Join(dir, MonitorFile), m)
+}
+
+// WriteMonitor replaces dir's Monitor whole.
+func WriteMonitor(dir string, m *Monitor) error {
+	return writeJSON(filepath.Join(dir, MonitorFile), m)
+}
+
+// ReadGrants reads dir's grants; none have been given if there is no file.
+func ReadGrants(dir string) ([]Grant, error) {
+	var g []Grant
+	err := readJSON(filepath.Join(dir, GrantsFile), &g)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return g, err
+}
+
+// WriteGrants replaces dir's grants whole.
+func WriteGrants(dir string, g []Grant) error {
+	return writeJSON(filepath.Join(dir, GrantsFile), g)
+}
+
+// Sandboxes returns the state directories below runDir that hold a Sandbox,
+// with it, in the order of their names. A directory that cannot be read is
+// left out: it is being made or removed.
+func Sandboxes(runDir string) (map[string]*Sandbox, error) {
+	entries, err := os.ReadDir(runDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot list sandboxes: %w", err)
+	}
+	found := map[string]*Sandbox{}
+	for _, e := range entries {
+		dir := filepath.Join(runDir, e.Name())
+		if s, err := ReadSandbox(dir); err == nil {
+			found[dir] = s
+		}
+	}
+	return found, nil
+}
+
+// Find returns the one sandbox below runDir whose id is, or begins with, id.
+func Find(runDir, id string) (string, *Sandbox, error) {
+	all, err := Sandboxes(runDir)
+	if err != nil {
+		return "", nil, err
+	}
+	if id == "" {
+		return "", nil, errors.New("cannot find a sandbox without an id")
+	}
+	var dirs []string
+	var exact []string
+	for dir, s := range all {
+		if s.ID == id {
+			exact = append(exact, dir)
+		}
+		if strings.HasPrefix(s.ID, id) {
+			dirs = append(dirs, dir)
+		}
+	}
+	if len(exact) > 0 {
+		dirs = exact
+	}
+	switch len(dirs) {
+	case 0:
+		return "", nil, fmt.Errorf("cannot find sandbox %q: no such sandbox", id)
+	case 1:
+		return dirs[0], all[dirs[0]], nil
+	}
+	return "", nil, fmt.Errorf("cannot choose sandbox %q: %d sandboxes match", id, len(dirs))
+}
+
+func readJSON(file string, v any) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("cannot understand %s: %w", file, err)
+	}
+	return nil
+}
+
+// writeJSON replaces file whole: a reader sees the old text or the new.
+func writeJSON(file string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(file), ".new-*")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(b)
+	if cerr := tmp.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(tmp.Name(), file)
+	}
+	if err != nil {
+		os.Remove(tmp.Name())
+		return fmt.Errorf("cannot write %s: %w", file, err)
+	}
+	return nil
+}

@@ -1,0 +1,151 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+)
+
+// The monitor's conversation with its worker, on the worker's descriptor 3:
+//
+//	[ monitor ]                               [ worker ]
+//	setup{…} + listeners, names journal   ──▶ serves DNS and connections
+//	rules{…}                              ──▶ decides by these from now on,
+//	                                          cuts what they no longer allow
+//	                                      ◀── applied{generation, cut}
+//	                                      ◀── who{n, src, dst}
+//	process{n, …}                         ──▶
+//	                                      ◀── records{[n, …]}
+//	written{n | fault}                    ──▶ only now may bytes pass
+//
+// Until the first rules everything waits in the listeners' queues. If either
+// side ends, the other notices by the end of the conversation: the worker
+// exits, the monitor starts another.
+
+// ToWorker is what the monitor says; exactly one field is set.
+type ToWorker struct {
+	Setup   *Setup   `json:"setup,omitempty"`
+	Rules   *Rules   `json:"rules,omitempty"`
+	Process *Whois   `json:"process,omitempty"`
+	Written *Written `json:"written,omitempty"`
+}
+
+// Setup gives the worker its descriptors, in this order: TCP steered over
+// IPv4, TCP steered over IPv6, DNS over UDP 4, UDP 6, TCP 4, TCP 6, and the
+// journal of names, open for reading and appending.
+type Setup struct {
+	ID          string         `json:"id"`
+	Nameservers []string       `json:"nameservers"`
+	Search      []string       `json:"search"`
+	HostUplink  bool           `json:"host_uplink"`
+	Never       []netip.Prefix `json:"never,omitempty"` // more that is never reachable
+}
+
+// SetupFiles is the number of descriptors that come with Setup.
+const SetupFiles = 7
+
+// Rules is all that the worker decides by. It replaces what came before.
+type Rules struct {
+	Generation uint64  `json:"generation"` // rises with every change, from 1
+	File       string  `json:"file"`       // named in records, as file:line
+	Policy     []byte  `json:"policy"`     // parsed by the worker itself
+	Grants     []Grant `json:"grants"`
+	// NoUplink is set while no interface leads out: everything is refused.
+	NoUplink bool `json:"no_uplink"`
+}
+
+// Grant is an operator's decision about one host and port. It ends with the
+// sandbox and never overrides the policy's deny rules, the never-list or the
+// check of private addresses.
+type Grant struct {
+	Host  string    `json:"host"` // normal form, or an IP address
+	Port  uint16    `json:"port"`
+	Allow bool      `json:"allow"` // false: denied and muted
+	By    string    `json:"by"`    // who decided: uid and pid of the peer
+	Since time.Time `json:"since"`
+}
+
+// Whois answers Who with the same N.
+type Whois struct {
+	N       uint64   `json:"n"`
+	Process *Process `json:"process,omitempty"` // nil: not found
+}
+
+// Process is who opened a connection.
+type Process struct {
+	PID       int      `json:"pid"` // in the host's pid namespace
+	Name      string   `json:"name"`
+	Exe       string   `json:"exe"`
+	UID       uint32   `json:"uid"`
+	Args      []string `json:"args,omitempty"`      // claimed by the program itself
+	Ancestors []string `json:"ancestors,omitempty"` // executables, nearest first
+}
+
+// Written answers Records: those up to and including N are in the log. If
+// Fault is set they are not, and their connections must be refused.
+type Written struct {
+	N     uint64 `json:"n"`
+	Fault string `json:"fault,omitempty"`
+}
+
+// ToMonitorFromWorker is what the worker says; exactly one field is set.
+type ToMonitorFromWorker struct {
+	Applied *Applied `json:"applied,omitempty"`
+	Who     *Who     `json:"who,omitempty"`
+	Records *Records `json:"records,omitempty"`
+}
+
+// Applied says that the Rules of a generation are in force.
+type Applied struct {
+	Generation uint64 `json:"generation"`
+	Cut        int    `json:"cut"`             // connections ended because of them
+	Fault      string `json:"fault,omitempty"` // not applied, and why
+}
+
+// Who asks which process in the inner namespace owns a TCP connection.
+type Who struct {
+	N   uint64         `json:"n"`
+	Src netip.AddrPort `json:"src"`
+	Dst netip.AddrPort `json:"dst"` // as the program dialed it
+}
+
+// Records are decisions to be written. N is the number of the last; numbers
+// rise by one from 1 for each worker.
+type Records struct {
+	N    uint64   `json:"n"`
+	List []Record `json:"list"`
+}
+
+// Record is one decision, or the end of a connection. The monitor adds the
+// time, the sequence number and the hash chain when it writes the line.
+type Record struct {
+	Verdict    Verdict        `json:"verdict"`
+	Proto      string         `json:"proto"`          // "tcp", "tls", "http", "dns", "udp"
+	Host       string         `json:"host,omitempty"` // normal form; what the program asked for
+	Port       uint16         `json:"port,omitempty"`
+	Addr       netip.AddrPort `json:"addr"` // what was dialed, or would have been
+	Src        netip.AddrPort `json:"src"`  // the program's end
+	Reason     string         `json:"reason,omitempty"`
+	Detail     string         `json:"detail,omitempty"` // for people; escaped by the log
+	Rule       string         `json:"rule,omitempty"`   // file:line, "grant", "built-in"
+	Generation uint64         `json:"generation"`
+	Request    string         `json:"request"`           // joins the lines of one connection; shown in refusals
+	Method     string         `json:"method,omitempty"`  // plain HTTP only
+	Sent       int64          `json:"sent,omitempty"`    // bytes from the program, at the end
+	Got        int64          `json:"got,omitempty"`     // bytes to the program, at the end
+	Lasted     time.Duration  `json:"lasted,omitempty"`  // nanoseconds
+	Process    *Process       `json:"process,omitempty"` // nil: not found
+	Count      int            `json:"count,omitempty"`   // refusals folded into this line
+}
+
+// Verdict is what became of an attempt.
+type Verdict string
+
+// The verdicts. Allow and Refuse are decisions; End and Cut close an allowed
+// connection; Fail is an allowed one whose far end could not be reached.
+const (
+	Allow  Verdict = "allow"
+	Refuse Verdict = "refuse"
+	End    Verdict = "end"
+	Cut    Verdict = "cut"
+	Fail   Verdict = "fail"
+)
