@@ -69,7 +69,7 @@ const (
 	Terminals = ReadDir | Device
 	// forFiles are the rights that a rule on something that is not a
 	// directory may hold; others make landlock_add_rule fail with EINVAL.
-	forFiles = Execute | WriteFile | ReadFile | Truncate | IoctlDev | ResolveUnix
+	forFiles = Execute | WriteFile | ReadFile | Truncate | IoctlDev
 )
 
 // OfFile returns what of a can be granted on a file that is not a directory.

@@ -1,0 +1,208 @@
+package seccomp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"testing"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// ask runs the filter on a system call as the kernel would: the interpreter
+// of golang.org/x/net/bpf reads seccomp_data big-endian, so it is given so.
+func ask(t *testing.T, filter []unix.SockFilter, arch, nr uint32, args ...uint64) string {
+	t.Helper()
+	var raw []bpf.RawInstruction
+	for _, i := range filter {
+		raw = append(raw, bpf.RawInstruction{Op: i.Code, Jt: i.Jt, Jf: i.Jf, K: i.K})
+	}
+	insns, ok := bpf.Disassemble(raw)
+	if !ok {
+		t.Fatal("the filter does not disassemble")
+	}
+	vm, err := bpf.NewVM(insns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := make([]byte, 64)
+	binary.BigEndian.PutUint32(data[offNr:], nr)
+	binary.BigEndian.PutUint32(data[offArch:], arch)
+	for i, a := range args {
+		binary.BigEndian.PutUint32(data[offArgs+8*i:], uint32(a))       // where the kernel has the lower half
+		binary.BigEndian.PutUint32(data[offArgs+8*i+4:], uint32(a>>32)) // and the upper
+	}
+	ret, err := vm.Run(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch uint32(ret) & 0xffff0000 {
+	case unix.SECCOMP_RET_ALLOW:
+		return "allow"
+	case unix.SECCOMP_RET_ERRNO:
+		return unix.ErrnoName(unix.Errno(ret & 0xffff))
+	}
+	return fmt.Sprintf("%#x", ret)
+}
+
+func compiled(t *testing.T, deny, allow []string) []unix.SockFilter {
+	t.Helper()
+	d, err := Denials(deny, allow, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Compile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// What the second filter answers, call by call.
+func TestFilter(t *testing.T) {
+	const newest = 1 << 20
+	high := uint64(1) << 32 // bits that the kernel does not read
+	filter := compiled(t, nil, nil)
+	for _, test := range []struct {
+		call string
+		args []uint64
+		want string
+	}{
+		{"read", nil, "allow"},
+		{"execve", nil, "allow"},
+		{"landlock_restrict_self", nil, "allow"}, // nested sandboxes are welcome
+		{"seccomp", nil, "allow"},
+		{"memfd_create", nil, "allow"},
+		{"ptrace", nil, "EPERM"},
+		{"bpf", nil, "EPERM"},
+		{"mount", nil, "EPERM"},
+		{"mount_setattr", nil, "EPERM"},
+		{"statmount", nil, "ENOSYS"},
+		{"unshare", []uint64{0}, "EPERM"},
+		{"io_uring_setup", nil, "EPERM"},
+		{"keyctl", nil, "EPERM"},
+		{"clone3", nil, "ENOSYS"},
+		{"clone", []uint64{unix.CLONE_VM | unix.CLONE_THREAD | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM}, "allow"},
+		{"clone", []uint64{uint64(unix.SIGCHLD)}, "allow"},
+		{"clone", []uint64{unix.CLONE_NEWUSER}, "EPERM"},
+		{"clone", []uint64{unix.CLONE_NEWNET | uint64(unix.SIGCHLD)}, "EPERM"},
+		{"clone", []uint64{high | unix.CLONE_NEWNS}, "EPERM"},
+		{"personality", []uint64{0}, "allow"},
+		{"personality", []uint64{0xffffffff}, "allow"},
+		{"personality", []uint64{0x0040000}, "EPERM"},
+		{"personality", []uint64{0x0400000}, "EPERM"},
+		{"execveat", []uint64{3, 0, 0, 0, 0}, "allow"},
+		{"execveat", []uint64{3, 0, 0, 0, unix.AT_EMPTY_PATH}, "ENOSYS"},
+		{"execveat", []uint64{3, 0, 0, 0, unix.AT_EMPTY_PATH | unix.AT_SYMLINK_NOFOLLOW}, "ENOSYS"},
+		{"ioctl", []uint64{0, unix.TCGETS}, "allow"},
+		{"ioctl", []uint64{0, unix.TIOCSTI}, "EPERM"},
+		{"ioctl", []uint64{0, high | unix.TIOCSTI}, "EPERM"},
+		{"ioctl", []uint64{0, unix.TIOCLINUX}, "EPERM"},
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_STREAM | unix.SOCK_CLOEXEC, 0}, "allow"},
+		{"socket", []uint64{unix.AF_INET6, unix.SOCK_DGRAM, 0}, "allow"},
+		{"socket", []uint64{unix.AF_UNIX, unix.SOCK_SEQPACKET, 0}, "allow"},
+		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE}, "allow"},
+		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_AUDIT}, "EPROTONOSUPPORT"},
+		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_NETFILTER}, "EPROTONOSUPPORT"},
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP}, "EPERM"},
+		{"socket", []uint64{unix.AF_INET6, unix.SOCK_RAW | unix.SOCK_NONBLOCK, 0}, "EPERM"},
+		{"socket", []uint64{unix.AF_INET, unix.SOCK_PACKET, 0}, "EPERM"},
+		{"socket", []uint64{unix.AF_PACKET, unix.SOCK_RAW, 0}, "EAFNOSUPPORT"},
+		{"socket", []uint64{high | unix.AF_PACKET, unix.SOCK_DGRAM, 0}, "EAFNOSUPPORT"},
+		{"socket", []uint64{unix.AF_VSOCK, unix.SOCK_STREAM, 0}, "EAFNOSUPPORT"},
+		{"socket", []uint64{unix.AF_ALG, unix.SOCK_SEQPACKET, 0}, "EAFNOSUPPORT"},
+		{"socketpair", []uint64{unix.AF_UNIX, unix.SOCK_STREAM, 0}, "allow"},
+		{"socketpair", []uint64{unix.AF_TIPC, unix.SOCK_STREAM, 0}, "EAFNOSUPPORT"},
+	} {
+		if got := ask(t, filter, auditArch, numbers[test.call], test.args...); got != test.want {
+			t.Errorf("%s(%#x): %s, want %s", test.call, test.args, got, test.want)
+		}
+	}
+	if got := ask(t, filter, auditArch, newest); x32Bit == 0 && got != "ENOSYS" {
+		t.Errorf("a call newer than the table: %s, want ENOSYS", got)
+	}
+	if x32Bit != 0 {
+		if got := ask(t, filter, auditArch, x32Bit|numbers["read"]); got != "EPERM" {
+			t.Errorf("an x32 call: %s, want EPERM", got)
+		}
+	}
+	if got := ask(t, filter, unix.AUDIT_ARCH_I386, 3); got != "EPERM" {
+		t.Errorf("a 32-bit call: %s, want EPERM", got)
+	}
+}
+
+// Every unconditional denial of every group is what the filter answers; and a
+// policy's allow takes out that call and no other.
+func TestGroups(t *testing.T) {
+	all := compiled(t, nil, nil)
+	for _, g := range Groups {
+		if g.Why == "" {
+			t.Errorf("group %s gives no reason", g.Name)
+		}
+		for _, d := range g.Denials {
+			nr, ok := numbers[d.Call]
+			if !ok || len(d.If) > 0 {
+				continue
+			}
+			want := unix.ErrnoName(d.Errno)
+			if got := ask(t, all, auditArch, nr); got != want {
+				t.Errorf("%s: %s answers %s, want %s", g.Name, d.Call, got, want)
+			}
+			if got := ask(t, compiled(t, nil, []string{d.Call}), auditArch, nr); got != "allow" {
+				t.Errorf("%s: %s taken out by the policy answers %s", g.Name, d.Call, got)
+			}
+			if d.Call != "ptrace" {
+				if got := ask(t, compiled(t, nil, []string{d.Call}), auditArch, numbers["ptrace"]); got != "EPERM" {
+					t.Errorf("taking out %s took out ptrace", d.Call)
+				}
+			}
+		}
+	}
+}
+
+// A policy's words are taken at their word or refused.
+func TestDenials(t *testing.T) {
+	if got := ask(t, compiled(t, []string{"memfd_create"}, nil), auditArch, numbers["memfd_create"]); got != "EPERM" {
+		t.Errorf("a call that the policy denies answers %s", got)
+	}
+	for _, test := range []struct{ deny, allow, fault string }{
+		{"nosuchcall", "", `cannot deny system call "nosuchcall": there is no such call on this architecture`},
+		{"execve", "", `cannot deny system call "execve": no program starts without it`},
+		{"", "read", `cannot allow system call "read": nothing of ours denies it`},
+	} {
+		_, err := Denials(slices.DeleteFunc([]string{test.deny}, empty), slices.DeleteFunc([]string{test.allow}, empty), nil)
+		if err == nil || err.Error() != test.fault {
+			t.Errorf("got %v, want %s", err, test.fault)
+		}
+	}
+}
+
+func empty(s string) bool { return s == "" }
+
+// The gateway's worker starts no program and opens no file.
+func TestWorker(t *testing.T) {
+	f, err := Worker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"execve", "openat", "ptrace", "kill", "setresuid"} {
+		if got := ask(t, f, auditArch, numbers[name]); got != "EPERM" {
+			t.Errorf("%s: %s, want EPERM", name, got)
+		}
+	}
+	for _, name := range []string{"accept4", "splice", "sendmsg", "futex"} {
+		if got := ask(t, f, auditArch, numbers[name]); got != "allow" {
+			t.Errorf("%s: %s, want allow", name, got)
+		}
+	}
+}
+
+func BenchmarkCompile(b *testing.B) {
+	for b.Loop() {
+		d, _ := Denials(nil, nil, nil)
+		if _, err := Compile(d); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,103 @@
+package seccomp
+
+import (
+	"fmt"
+	"slices"
+
+	mobyseccomp "github.com/moby/profiles/seccomp"
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Default returns the profile of a container whose engine gave none: Docker's,
+// for the capabilities that spec has.
+func Default(spec *oci.Spec) (*oci.LinuxSeccomp, error) {
+	if spec.Process == nil || spec.Process.Capabilities == nil {
+		spec = &oci.Spec{Process: &oci.Process{Capabilities: new(oci.LinuxCapabilities)}}
+	}
+	profile, err := mobyseccomp.GetDefaultProfile(spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the default seccomp profile: %w", err)
+	}
+	return profile, nil
+}
+
+// launcherCalls is what nemoclaw-launch does under the first filter, less
+// execve, without which nothing at all would start.
+var launcherCalls = []string{"fcntl", "pread64", "landlock_restrict_self", "openat", "close", "seccomp", "write", "exit_group"}
+
+// Admit returns profile so that the launcher can do its work under it, and the
+// denials that give the program no more than profile did: the calls that had
+// to be let in are denied again by the second filter. The profile itself is
+// not changed. Architectures other than this one are taken out of the result:
+// on x86 socketcall(2) would open what the profile refuses, since its
+// arguments lie behind a pointer.
+func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
+	out := *profile
+	out.Architectures = []oci.Arch{nativeArch}
+	out.Syscalls = slices.Clone(profile.Syscalls)
+	var again []Denial
+	for _, name := range launcherCalls {
+		action, errnoRet, err := answer(profile, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if action == oci.ActAllow || action == oci.ActLog {
+			continue
+		}
+		denied, err := denialFor(name, action, errnoRet)
+		if err != nil {
+			return nil, nil, err
+		}
+		again = append(again, denied)
+		out.Syscalls = append(without(out.Syscalls, name), oci.LinuxSyscall{Names: []string{name}, Action: oci.ActAllow})
+	}
+	return &out, again, nil
+}
+
+// answer is what profile says to the call name, whatever its arguments.
+func answer(profile *oci.LinuxSeccomp, name string) (oci.LinuxSeccompAction, *uint, error) {
+	action, errnoRet := profile.DefaultAction, profile.DefaultErrnoRet
+	found := false
+	for _, rule := range profile.Syscalls {
+		if !slices.Contains(rule.Names, name) {
+			continue
+		}
+		if len(rule.Args) > 0 {
+			return "", nil, fmt.Errorf("cannot start the launcher under the engine's seccomp profile: it restricts the arguments of %s", name)
+		}
+		if !found { // libseccomp keeps the first of two unconditional rules
+			action, errnoRet, found = rule.Action, rule.ErrnoRet, true
+		}
+	}
+	return action, errnoRet, nil
+}
+
+func denialFor(name string, action oci.LinuxSeccompAction, errnoRet *uint) (Denial, error) {
+	switch action {
+	case oci.ActErrno:
+		e := eperm // runc's default, as the runtime specification has it
+		if errnoRet != nil {
+			e = unix.Errno(*errnoRet)
+		}
+		return Denial{Call: name, Errno: e, Why: "the engine's profile denies it"}, nil
+	case oci.ActKill, oci.ActKillThread, oci.ActKillProcess, oci.ActTrap:
+		// Told no instead of killed: the call is denied all the same.
+		return Denial{Call: name, Errno: eperm, Why: "the engine's profile kills for it"}, nil
+	}
+	return Denial{}, fmt.Errorf("cannot start the launcher under the engine's seccomp profile: it answers %s to %s", action, name)
+}
+
+// without returns rules with name taken out of them.
+func without(rules []oci.LinuxSyscall, name string) []oci.LinuxSyscall {
+	var out []oci.LinuxSyscall
+	for _, r := range rules {
+		if i := slices.Index(r.Names, name); i >= 0 {
+			r.Names = slices.Delete(slices.Clone(r.Names), i, i+1)
+		}
+		if len(r.Names) > 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}

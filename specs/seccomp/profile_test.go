@@ -1,0 +1,85 @@
+package seccomp
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// The launcher gets in under any profile, and the program gets no more than
+// the profile gave: what was let in is denied again.
+func TestAdmit(t *testing.T) {
+	enoent := uint(unix.ENOENT)
+	allow := func(names ...string) oci.LinuxSyscall {
+		return oci.LinuxSyscall{Names: names, Action: oci.ActAllow}
+	}
+	everything := allow(launcherCalls...)
+	for _, test := range []struct {
+		name    string
+		profile oci.LinuxSeccomp
+		again   string // "call=ERRNO ..." of the second filter
+		fault   string
+	}{
+		{"default allow", oci.LinuxSeccomp{DefaultAction: oci.ActAllow}, "", ""},
+		{"all named", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, Syscalls: []oci.LinuxSyscall{everything}}, "", ""},
+		{"a call is missing", oci.LinuxSeccomp{DefaultAction: oci.ActErrno,
+			Syscalls: []oci.LinuxSyscall{allow(slices.DeleteFunc(slices.Clone(launcherCalls), func(s string) bool { return s == "seccomp" })...)}},
+			"seccomp=EPERM", ""},
+		{"the default's errno", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, DefaultErrnoRet: &enoent,
+			Syscalls: []oci.LinuxSyscall{allow(launcherCalls[1:]...)}}, "fcntl=ENOENT", ""},
+		{"denied by name", oci.LinuxSeccomp{DefaultAction: oci.ActAllow,
+			Syscalls: []oci.LinuxSyscall{{Names: []string{"seccomp", "mount"}, Action: oci.ActErrno}}}, "seccomp=EPERM", ""},
+		{"killed for", oci.LinuxSeccomp{DefaultAction: oci.ActKillProcess, Syscalls: []oci.LinuxSyscall{allow(launcherCalls[:7]...)}},
+			"exit_group=EPERM", ""},
+		{"by argument", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, Syscalls: []oci.LinuxSyscall{everything,
+			{Names: []string{"openat"}, Action: oci.ActAllow, Args: []oci.LinuxSeccompArg{{Index: 2}}}}},
+			"", "restricts the arguments of openat"},
+		{"asked of an agent", oci.LinuxSeccomp{DefaultAction: oci.ActNotify}, "", "answers SCMP_ACT_NOTIFY"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			before := slices.Clone(test.profile.Syscalls)
+			got, again, err := Admit(&test.profile)
+			if test.fault != "" {
+				if err == nil || !strings.Contains(err.Error(), test.fault) {
+					t.Fatalf("error %v, want %q in it", err, test.fault)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var said []string
+			for _, d := range again {
+				said = append(said, d.Call+"="+unix.ErrnoName(d.Errno))
+			}
+			if s := strings.Join(said, " "); s != test.again {
+				t.Errorf("denied again: %q, want %q", s, test.again)
+			}
+			for _, name := range launcherCalls {
+				if action, _, err := answer(got, name); err != nil || action != oci.ActAllow {
+					t.Errorf("the launcher's %s: %v, %v", name, action, err)
+				}
+			}
+			if len(got.Architectures) != 1 || got.Architectures[0] != nativeArch {
+				t.Errorf("architectures %v, want %v alone", got.Architectures, nativeArch)
+			}
+			if len(before) != len(test.profile.Syscalls) {
+				t.Error("the engine's profile was changed")
+			}
+		})
+	}
+}
+
+// The launcher works under Docker's profile as it is.
+func TestDefaultAdmitsLauncher(t *testing.T) {
+	profile, err := Default(&oci.Spec{Process: &oci.Process{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, again, err := Admit(profile); err != nil || len(again) > 0 {
+		t.Errorf("denied again %v, error %v; want neither", again, err)
+	}
+}
