@@ -1,0 +1,286 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// Version is the OCSF schema that the lines follow.
+const Version = "1.8.0"
+
+// Entry is one line to be: a *Network or a *Change.
+type Entry interface {
+	// base is the part that Append fills in.
+	base() *Base
+}
+
+// Base is what every line has. Append sets the sequence number, the link to
+// the line before, and the time if there is none.
+type Base struct {
+	ClassUID    int      `json:"class_uid"`
+	CategoryUID int      `json:"category_uid"`
+	ActivityID  int      `json:"activity_id"`
+	TypeUID     int      `json:"type_uid"` // class * 100 + activity
+	Time        int64    `json:"time"`     // milliseconds since 1970
+	SeverityID  int      `json:"severity_id"`
+	StatusID    int      `json:"status_id"` // 1 success, 2 failure
+	Message     string   `json:"message,omitempty"`
+	Metadata    Metadata `json:"metadata"`
+	Device      Device   `json:"device"`
+}
+
+func (b *Base) base() *Base { return b }
+
+// Metadata names the line and who wrote it.
+type Metadata struct {
+	Version  string  `json:"version"`
+	Product  Product `json:"product"`
+	UID      string  `json:"uid,omitempty"` // the request: joins the lines of one connection
+	Sequence uint64  `json:"sequence"`
+}
+
+// Product is the writer.
+type Product struct {
+	Name   string `json:"name"`
+	Vendor string `json:"vendor_name"`
+}
+
+// Device is the sandbox.
+type Device struct {
+	TypeID int    `json:"type_id"` // 99: other
+	Type   string `json:"type"`
+	UID    string `json:"uid"` // the container's id
+}
+
+// Sandbox returns the Device of the container id.
+func Sandbox(id string) Device { return Device{TypeID: 99, Type: "container", UID: id} }
+
+// Severities (OCSF severity_id).
+const (
+	Informational = 1
+	Low           = 2
+	High          = 4
+)
+
+// Activities of Network (OCSF 4001 activity_id).
+const (
+	ActivityOpen   = 1
+	ActivityClose  = 2
+	ActivityReset  = 3
+	ActivityFail   = 4
+	ActivityRefuse = 5
+)
+
+// Dispositions of Network (OCSF disposition_id).
+const (
+	Allowed       = 1
+	Blocked       = 2
+	AccessRevoked = 24
+	Errored       = 27
+)
+
+// Network is one decision about a connection, or its end.
+type Network struct {
+	Base
+	ActionID      int         `json:"action_id"` // 1 allowed, 2 denied
+	DispositionID int         `json:"disposition_id"`
+	Actor         *Actor      `json:"actor,omitempty"`
+	Src           *Endpoint   `json:"src_endpoint,omitempty"`
+	Dst           *Endpoint   `json:"dst_endpoint,omitempty"`
+	Connection    *Connection `json:"connection_info,omitempty"`
+	Rule          *Rule       `json:"firewall_rule,omitempty"`
+	Traffic       *Traffic    `json:"traffic,omitempty"`
+	Duration      int64       `json:"duration,omitempty"` // milliseconds
+	Count         int         `json:"count,omitempty"`    // attempts folded into this line
+	Unmapped      NetworkMore `json:"unmapped"`
+}
+
+// NetworkMore is what OCSF has no field for.
+type NetworkMore struct {
+	Link
+	Verdict    string `json:"verdict"`
+	Reason     string `json:"reason,omitempty"`
+	Detail     string `json:"detail,omitempty"`
+	Method     string `json:"method,omitempty"`
+	Generation uint64 `json:"generation"` // of the policy that decided
+}
+
+// Actor is who opened the connection.
+type Actor struct {
+	Process Process `json:"process"`
+}
+
+// Process is a program in the sandbox. Its name and arguments are its own
+// claim; the file is the kernel's word.
+type Process struct {
+	PID      int        `json:"pid"`
+	Name     string     `json:"name,omitempty"`
+	File     *File      `json:"file,omitempty"`
+	Args     string     `json:"cmd_line,omitempty"`
+	User     *User      `json:"user,omitempty"`
+	Ancestry []Ancestor `json:"ancestry,omitempty"` // nearest first
+}
+
+// File is an executable.
+type File struct {
+	Path string `json:"path"`
+}
+
+// User is the owner of a process.
+type User struct {
+	UID string `json:"uid"`
+}
+
+// Ancestor is a parent's executable.
+type Ancestor struct {
+	Path string `json:"path"`
+}
+
+// Endpoint is one end of a connection.
+type Endpoint struct {
+	Hostname string `json:"hostname,omitempty"`
+	IP       string `json:"ip,omitempty"`
+	Port     uint16 `json:"port,omitempty"`
+}
+
+// Connection is the protocol, outbound.
+type Connection struct {
+	ProtocolName string `json:"protocol_name"`
+	ProtocolNum  int    `json:"protocol_num"` // 6 TCP, 17 UDP
+	DirectionID  int    `json:"direction_id"` // 2: outbound
+}
+
+// Rule is what decided: file:line, "grant" or "built-in".
+type Rule struct {
+	Name string `json:"name"`
+}
+
+// Traffic is counted from the sandbox's side, in bytes.
+type Traffic struct {
+	In  int64 `json:"bytes_in"`  // to the program
+	Out int64 `json:"bytes_out"` // from the program
+}
+
+// Kinds of Change.
+const (
+	KindSegment   = "segment"   // the first line of a sandbox
+	KindRecovered = "recovered" // what a crash or an edit had done to the log
+	KindNote      = "note"      // what an auditor wants to know about the sandbox
+	KindPolicy    = "policy"    // other rules are in force
+	KindFault     = "fault"     // a policy file that is not
+	KindDecision  = "decision"  // an operator's
+	KindWorker    = "worker"    // the gateway's worker ended or came back
+	KindEnd       = "end"       // the last line of a sandbox
+)
+
+// Change is something that happened to the sandbox, not in it.
+type Change struct {
+	Base
+	Unmapped ChangeMore `json:"unmapped"`
+}
+
+// ChangeMore is what OCSF has no field for.
+type ChangeMore struct {
+	Link
+	Kind         string `json:"kind"`
+	Root         string `json:"root,omitempty"`
+	PolicyName   string `json:"policy_name,omitempty"`
+	PolicyFile   string `json:"policy_file,omitempty"`
+	PolicyDigest string `json:"policy_digest,omitempty"` // sha256, hexadecimal
+	Generation   uint64 `json:"generation,omitempty"`
+	By           string `json:"by,omitempty"` // of a decision: the peer's uid and pid
+	Verb         string `json:"verb,omitempty"`
+	Host         string `json:"host,omitempty"`
+	Port         uint16 `json:"port,omitempty"`
+	// Torn is the SHA-256 of the unfinished piece that this line seals.
+	Torn string `json:"torn,omitempty"`
+}
+
+// Link chains a line to the one before it.
+type Link struct {
+	Prev string `json:"prev"` // sha256 of its bytes without the line feed, hexadecimal
+}
+
+// link finds the field to fill in.
+func (l *Link) link() *Link { return l }
+
+// NewNetwork returns a line about a connection of the sandbox id.
+func NewNetwork(id string, activity int) *Network {
+	return &Network{Base: newBase(id, 4001, 4, activity)}
+}
+
+// NewChange returns a line of the given kind about the sandbox id itself.
+func NewChange(id, kind, message string) *Change {
+	c := &Change{Base: newBase(id, 5019, 5, 1)}
+	c.Message = message
+	c.Unmapped.Kind = kind
+	return c
+}
+
+func newBase(id string, class, category, activity int) Base {
+	return Base{
+		ClassUID:    class,
+		CategoryUID: category,
+		ActivityID:  activity,
+		TypeUID:     class*100 + activity,
+		SeverityID:  Informational,
+		StatusID:    1,
+		Metadata:    Metadata{Version: Version, Product: Product{Name: "nemoclaw", Vendor: "nemoclaw"}},
+		Device:      Sandbox(id),
+	}
+}
+
+// encode makes the line of e, with its line feed, as number seq after the line
+// whose hash is prev.
+func encode(e Entry, seq uint64, prev string, now time.Time) ([]byte, error) {
+	b := e.base()
+	b.Metadata.Sequence = seq
+	if b.Time == 0 {
+		b.Time = now.UnixMilli()
+	}
+	switch e := e.(type) {
+	case *Network:
+		e.Unmapped.link().Prev = prev
+	case *Change:
+		e.Unmapped.link().Prev = prev
+	default:
+		return nil, fmt.Errorf("cannot record a %T", e)
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("cannot record: %w", err)
+	}
+	line = append(ascii(line), '\n')
+	if len(line) > MaxLine {
+		return nil, fmt.Errorf("cannot record: a line of %d bytes is longer than %d", len(line), MaxLine)
+	}
+	return line, nil
+}
+
+// ascii escapes every rune of a JSON text that is not printable ASCII. Outside
+// of strings JSON has none, so the text keeps its meaning.
+func ascii(src []byte) []byte {
+	plain := func(c rune) bool { return c >= 0x20 && c < 0x7f }
+	if bytes.IndexFunc(src, func(c rune) bool { return !plain(c) }) < 0 {
+		return src
+	}
+	dst := make([]byte, 0, len(src)+64)
+	for len(src) > 0 {
+		c, n := utf8.DecodeRune(src)
+		src = src[n:]
+		switch {
+		case plain(c):
+			dst = append(dst, byte(c))
+		case c > 0xffff:
+			hi, lo := utf16.EncodeRune(c)
+			dst = fmt.Appendf(dst, `\u%04x\u%04x`, hi, lo)
+		default:
+			dst = fmt.Appendf(dst, `\u%04x`, c)
+		}
+	}
+	return dst
+}
