@@ -1,0 +1,247 @@
+package policy
+
+import (
+	"net/netip"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// Parse reads a policy file. File is used in faults and by Where only; nothing
+// is opened. What is wrong is returned as Faults, all at once, and then there
+// is no policy.
+func Parse(file string, src []byte) (*Policy, error) {
+	return parse(file, src, false)
+}
+
+// ParseReload is Parse for a file whose policy is in force already: the file
+// must say egress.rules itself. An editor that has saved half of it would
+// otherwise bring the built-in rules back.
+func ParseReload(file string, src []byte) (*Policy, error) {
+	return parse(file, src, true)
+}
+
+func parse(file string, src []byte, reload bool) (*Policy, error) {
+	p := newParser(file, src)
+	pol := defaults()
+	pol.File = file
+	if doc := p.document(src); doc != nil {
+		hasRules := p.policy(doc, pol)
+		if reload && !hasRules {
+			p.faultAt(1, 1, "egress.rules is missing; a running sandbox does not fall back to the built-in rules (to allow nothing write \"egress: {rules: []}\")")
+		}
+	}
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	pol.finish(src)
+	return pol, nil
+}
+
+// policy reads the whole document into pol, which holds the defaults. It tells
+// whether egress.rules was there.
+func (p *parser) policy(n *yaml.Node, pol *Policy) (hasRules bool) {
+	p.mapping(n, "policy", append([]field{
+		{key: "version", read: p.version},
+		{key: "filesystem", read: func(n *yaml.Node) { p.filesystem(n, &pol.Filesystem) }},
+		{key: "landlock", read: func(n *yaml.Node) { p.landlock(n, &pol.Landlock) }},
+		{key: "seccomp", read: func(n *yaml.Node) { p.seccomp(n, &pol.Seccomp) }},
+		{key: "capabilities", read: func(n *yaml.Node) { pol.Capabilities = p.capabilities(n) }},
+		{key: "network", read: func(n *yaml.Node) { p.network(n, &pol.Network) }},
+		{key: "egress", read: func(n *yaml.Node) { hasRules = p.egress(n, &pol.Egress) }},
+	}, p.later("policy", "include")...))
+	return hasRules
+}
+
+func (p *parser) version(n *yaml.Node) {
+	if n, s, ok := p.text(n, "version"); ok && s != "1" {
+		p.fault(n, "version %q is not known to this program (known: 1)", s)
+	}
+}
+
+func (p *parser) filesystem(n *yaml.Node, f *Filesystem) {
+	p.mapping(n, "filesystem", append([]field{
+		{key: "read_only", read: func(n *yaml.Node) { f.ReadOnly = p.paths(n, "filesystem.read_only", false) }},
+		{key: "read_write", read: func(n *yaml.Node) { f.ReadWrite = p.paths(n, "filesystem.read_write", true) }},
+		{key: "include_workdir", read: func(n *yaml.Node) { p.boolean(n, "filesystem.include_workdir", &f.IncludeWorkdir) }},
+		{key: "image", read: func(n *yaml.Node) {
+			f.Image = ImageMode(p.choice(n, "filesystem.image", string(ImageAuto), string(ImageStrict)))
+		}},
+		{key: "volumes", read: func(n *yaml.Node) {
+			f.Volumes = VolumeMode(p.choice(n, "filesystem.volumes", string(VolumesFollow), string(VolumesPolicyOnly)))
+		}},
+		{key: "allow_volumes", read: func(n *yaml.Node) { f.AllowVolumes = p.volumes(n) }},
+	}, p.later("filesystem", "write_execute", "read_data")...))
+	for _, ro := range f.ReadOnly {
+		if i := slices.IndexFunc(f.ReadWrite, func(rw Path) bool { return rw.Name == ro.Name }); i >= 0 && ro.Line > 0 && f.ReadWrite[i].Line > 0 {
+			p.faultAt(max(ro.Line, f.ReadWrite[i].Line), 1, "%s is in read_only (line %d) and in read_write (line %d); write it in one of them", ro.Name, ro.Line, f.ReadWrite[i].Line)
+		}
+	}
+}
+
+func (p *parser) paths(n *yaml.Node, what string, writable bool) []Path {
+	paths := []Path{}
+	p.list(n, what, func(n *yaml.Node) {
+		n, name, ok := p.path(n, what)
+		switch {
+		case !ok:
+		case writable && name == "/":
+			p.fault(n, "%s: \"/\" would make every file writable; name the directories", what)
+		case !has(paths, name):
+			paths = append(paths, Path{Name: name, Line: n.Line})
+		}
+	})
+	return paths
+}
+
+func (p *parser) volumes(n *yaml.Node) []string {
+	volumes := []string{}
+	p.list(n, "filesystem.allow_volumes", func(n *yaml.Node) {
+		if _, name, ok := p.path(n, "filesystem.allow_volumes"); ok {
+			volumes = append(volumes, name)
+		}
+	})
+	return volumes
+}
+
+// maxPath is PATH_MAX less the terminating zero (limits.h).
+const maxPath = 4095
+
+// path reads an absolute path. One slash at its end is taken off; everything
+// else that is not clean is a fault: what is granted must be what is read.
+func (p *parser) path(n *yaml.Node, what string) (*yaml.Node, string, bool) {
+	n, s, ok := p.text(n, what)
+	if !ok {
+		return n, "", false
+	}
+	name := s
+	if len(name) > 1 {
+		name = strings.TrimSuffix(name, "/")
+	}
+	switch {
+	case !strings.HasPrefix(s, "/"):
+		p.fault(n, "%s: the path %q must be absolute: begin with /", what, s)
+	case len(s) > maxPath:
+		p.fault(n, "%s: the path has more than %d bytes", what, maxPath)
+	case strings.ContainsRune(s, 0):
+		p.fault(n, "%s: the path %q contains a zero byte", what, s)
+	case slices.Contains(strings.Split(s, "/"), ".."):
+		p.fault(n, "%s: the path %q must not contain \"..\"", what, s)
+	case path.Clean(name) != name:
+		p.fault(n, "%s: write the path %q as %q", what, s, path.Clean(name))
+	default:
+		return n, name, true
+	}
+	return n, "", false
+}
+
+func (p *parser) landlock(n *yaml.Node, l *Landlock) {
+	p.mapping(n, "landlock", []field{{key: "compatibility", read: func(n *yaml.Node) {
+		l.BestEffort = p.choice(n, "landlock.compatibility", "hard_requirement", "best_effort") == "best_effort"
+	}}})
+}
+
+func (p *parser) seccomp(n *yaml.Node, s *Seccomp) {
+	p.mapping(n, "seccomp", []field{
+		{key: "deny", read: func(n *yaml.Node) { s.Deny = p.syscalls(n, "seccomp.deny") }},
+		{key: "allow", read: func(n *yaml.Node) { s.Allow = p.syscalls(n, "seccomp.allow") }},
+	})
+	for _, a := range s.Allow {
+		if i := slices.IndexFunc(s.Deny, func(d Syscall) bool { return d.Name == a.Name }); i >= 0 {
+			p.faultAt(max(a.Line, s.Deny[i].Line), 1, "%s is in seccomp.allow (line %d) and in seccomp.deny (line %d); write it in one of them", a.Name, a.Line, s.Deny[i].Line)
+		}
+	}
+}
+
+var syscallName = regexp.MustCompile(`^_?[a-z][a-z0-9_]*$`)
+
+// syscalls checks the form of names only: whether a call exists depends on
+// the architecture, and the compiler of filters knows.
+func (p *parser) syscalls(n *yaml.Node, what string) []Syscall {
+	var calls []Syscall
+	p.list(n, what, func(n *yaml.Node) {
+		n, s, ok := p.text(n, what)
+		switch {
+		case !ok:
+		case !syscallName.MatchString(s):
+			p.fault(n, "%s: %q is not the name of a system call, such as ptrace", what, s)
+		case !slices.ContainsFunc(calls, func(c Syscall) bool { return c.Name == s }):
+			calls = append(calls, Syscall{Name: s, Line: n.Line})
+		}
+	})
+	return calls
+}
+
+// capabilityNames are those of capabilities(7), by number, up to Linux 6.18.
+var capabilityNames = strings.Fields(`
+	CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
+	LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK
+	IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN
+	SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+	AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM
+	BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE`)
+
+func (p *parser) capabilities(n *yaml.Node) *Capabilities {
+	c := &Capabilities{Keep: []string{}}
+	seen := p.mapping(n, "capabilities", []field{{key: "keep", read: func(n *yaml.Node) {
+		p.list(n, "capabilities.keep", func(n *yaml.Node) {
+			n, s, ok := p.text(n, "capabilities.keep")
+			name := strings.TrimPrefix(strings.ToUpper(s), "CAP_")
+			switch {
+			case !ok:
+			case !slices.Contains(capabilityNames, name):
+				p.fault(n, "capabilities.keep: unknown capability %q (%s)", s, possible(name, capabilityNames))
+			case !slices.Contains(c.Keep, name):
+				c.Keep = append(c.Keep, name)
+			}
+		})
+	}}})
+	if seen != nil && seen["keep"] == nil {
+		p.fault(n, "capabilities needs keep (for none write \"keep: []\")")
+	}
+	return c
+}
+
+func (p *parser) network(n *yaml.Node, net *Network) {
+	p.mapping(n, "network", []field{
+		{key: "uplink", read: func(n *yaml.Node) { net.Uplink = p.uplink(n) }},
+		{key: "ingress", read: func(n *yaml.Node) { net.Ingress = p.ingress(n) }},
+		{key: "dns", read: func(n *yaml.Node) { net.DNS = p.nameservers(n) }},
+	})
+}
+
+func (p *parser) uplink(n *yaml.Node) string {
+	if strings.HasPrefix(follow(n).Value, "/") {
+		_, name, _ := p.path(n, "network.uplink")
+		return name
+	}
+	return p.choice(n, "network.uplink", UplinkAuto, UplinkHost, UplinkNone, "/path/of/a/namespace")
+}
+
+func (p *parser) ingress(n *yaml.Node) string {
+	if follow(n).Kind == yaml.MappingNode {
+		p.fault(n, "network.ingress: choosing ports is not supported by this version (known: all, none)")
+		return IngressNone
+	}
+	return p.choice(n, "network.ingress", IngressAll, IngressNone)
+}
+
+func (p *parser) nameservers(n *yaml.Node) []netip.Addr {
+	var servers []netip.Addr
+	p.list(n, "network.dns", func(n *yaml.Node) {
+		n, s, ok := p.text(n, "network.dns")
+		if !ok {
+			return
+		}
+		addr, err := netip.ParseAddr(s)
+		if err != nil || addr.IsUnspecified() || addr.IsMulticast() {
+			p.fault(n, "network.dns: %q is not the address of a name server, such as 192.0.2.53 (port 53 is meant)", s)
+			return
+		}
+		servers = append(servers, addr.Unmap())
+	})
+	return servers
+}

@@ -1,0 +1,154 @@
+package policy
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Policy is what one sandbox may do. Parse fills in every default, so that
+// nothing outside this package needs to know them.
+type Policy struct {
+	File   string // as given to Parse; empty for the built-in default
+	Digest string // sha256 of the source, hexadecimal
+
+	Filesystem   Filesystem
+	Landlock     Landlock
+	Seccomp      Seccomp
+	Capabilities *Capabilities // nil: the engine's, cut to the ceiling
+	Network      Network
+	Egress       Egress
+
+	// Unconfined is set by the built-in policy of that name alone: every
+	// layer is off. It exists for conformance tests.
+	Unconfined bool
+
+	match *matcher
+}
+
+// Filesystem is layer 1: what Landlock lets through.
+type Filesystem struct {
+	ReadOnly       []Path
+	ReadWrite      []Path
+	IncludeWorkdir bool // default true
+	Image          ImageMode
+	Volumes        VolumeMode
+	AllowVolumes   []string // host paths that the guard would refuse
+}
+
+// Path is an absolute, clean path inside the container.
+type Path struct {
+	Name     string
+	Optional bool // from the built-in lists: skipped where the image lacks it
+	Line     int  // 0: built-in
+}
+
+// ImageMode is what of the image may be read and executed beyond the lists.
+type ImageMode string
+
+// The image modes: see DESIGN's layer 1.
+const (
+	ImageAuto   ImageMode = "auto"   // every top-level directory but those of users and the system's state
+	ImageStrict ImageMode = "strict" // the lists only
+)
+
+// VolumeMode is what becomes of the mounts that the engine adds.
+type VolumeMode string
+
+// The volume modes.
+const (
+	VolumesFollow     VolumeMode = "follow"      // granted as they are mounted, unless guarded
+	VolumesPolicyOnly VolumeMode = "policy_only" // granted only by the lists
+)
+
+// Landlock says how much of layer 1 is required of the kernel.
+type Landlock struct {
+	BestEffort bool // compatibility: best_effort
+}
+
+// Seccomp changes layer 2's second filter, one system call at a time.
+type Seccomp struct {
+	Deny  []Syscall
+	Allow []Syscall
+}
+
+// Syscall is a system call's name and the line it stands on.
+type Syscall struct {
+	Name string
+	Line int
+}
+
+// Capabilities replaces the engine's capabilities; the ceiling still holds.
+type Capabilities struct {
+	Keep []string // without the prefix CAP_, upper case
+}
+
+// Network is layer 3.
+type Network struct {
+	Uplink  string // one of the words below, or the absolute path of a namespace
+	Ingress string // IngressAll or IngressNone
+	DNS     []netip.Addr
+}
+
+// The words of network.uplink and network.ingress.
+const (
+	UplinkAuto  = "auto" // what the engine plugged in
+	UplinkHost  = "host" // the host's own network
+	UplinkNone  = "none" // no way out
+	IngressAll  = "all"  // the engine decides who may knock
+	IngressNone = "none"
+)
+
+// Egress is layer 4.
+type Egress struct {
+	Rules []Rule
+	Deny  []Rule
+}
+
+// Rule lets a program open connections, or with Egress.Deny forbids it. Host
+// or CIDR is set, never both.
+type Rule struct {
+	Host         string // normal form; "*." or "**." before it for subdomains
+	CIDR         netip.Prefix
+	Ports        []PortRange // of a deny rule: empty means every port
+	AllowPrivate []netip.Prefix
+	Raw          bool      // any protocol, also on ports 80 and 443
+	Name         string    // shown in records; may be empty
+	Expires      time.Time // UTC; zero: never
+	Line         int       // 0: built-in
+}
+
+// PortRange is an inclusive range of ports, 1 to 65535.
+type PortRange struct{ First, Last uint16 }
+
+// Verdict is what a policy says about a host and port.
+type Verdict struct {
+	Allow  bool
+	Reason Reason // empty if Allow
+	Rule   *Rule  // that decided; nil if none matched
+}
+
+// Reason is why an attempt is refused; the audit log, refusals and the
+// console show it. The policy gives the first four; the gateway the others.
+type Reason string
+
+// The reasons.
+const (
+	NotListed       Reason = "not-listed"        // no rule names this host and port
+	Denied          Reason = "denied"            // a deny rule, or the operator
+	BadName         Reason = "bad-name"          // not a host name
+	DirectAddress   Reason = "direct-address"    // an IP address that no cidr rule names
+	NoUplink        Reason = "no-uplink"         // the sandbox has no way out
+	Forbidden       Reason = "forbidden-address" // never reachable: loopback, link-local, metadata, our own
+	Private         Reason = "private-address"   // not globally reachable, and no allow_private covers it
+	NotTLS          Reason = "not-tls"           // port 443 carries TLS only, unless the rule is raw
+	NotHTTP         Reason = "not-http"          // port 80 carries HTTP/1 only, unless the rule is raw
+	NameMismatch    Reason = "name-mismatch"     // SNI or Host differs from the name that was looked up
+	NoName          Reason = "no-name"           // TLS without SNI, HTTP without Host
+	Malformed       Reason = "malformed"         // a ClientHello or request that does not parse
+	Unresolvable    Reason = "unresolvable"      // the name has no address
+	TooMany         Reason = "too-many"          // a limit of the gateway
+	Revoked         Reason = "revoked"           // a reload or a decision took the permission away
+	Unrecorded      Reason = "unrecorded"        // the audit log cannot be written
+	SearchDomain    Reason = "search-domain"     // a name below a search domain that no rule matches
+	UnsupportedType Reason = "unsupported-type"  // UDP, or a DNS question we never answer
+)
