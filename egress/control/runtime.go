@@ -40,6 +40,7 @@ type Attach struct {
 	Nameservers  []string `json:"nameservers"` // addresses the worker asks, in order
 	Search       []string `json:"search"`      // the container's search domains
 	HostUplink   bool     `json:"host_uplink"` // the uplink is the host's own namespace
+	OwnUplink    bool     `json:"own_uplink"`  // the uplink was made for this sandbox: its links end with it
 	CgroupParent string   `json:"cgroup_parent,omitempty"`
 	// Notes are what the runtime did that an auditor wants to know: a layer
 	// weakened by the policy, a capability cut. One line of the log each.
