@@ -43,6 +43,7 @@ type Log struct {
 	closed      bool
 	changed     chan struct{} // closed when end has moved or the log is closed
 	recovered   []string
+	segment     int64 // offset of the first line of this sandbox
 }
 
 // Open opens the log for appending, makes it (mode 0600) if it is missing, and
@@ -79,6 +80,10 @@ func (l *Log) open() (err error) {
 	}
 	if err := l.recover(); err != nil {
 		return fmt.Errorf("cannot open the audit log: %w", err)
+	}
+	l.segment = l.end.Offset
+	if len(l.torn) > 0 {
+		l.segment += int64(len(l.torn)) + 1
 	}
 	l.allocate()
 	return nil
@@ -199,13 +204,6 @@ func (l *Log) End() Head {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.end
-}
-
-// Changed returns the head, and a channel that is closed once it is another.
-func (l *Log) Changed() (Head, <-chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.end, l.changed
 }
 
 // Fault is why the log cannot be written at present, or nil.

@@ -1,0 +1,406 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+	"nemoclaw/specs/policy"
+)
+
+const (
+	// applyWait is how long a worker may take to put rules into force before
+	// it is killed: revoked connections are cut within one second.
+	applyWait = time.Second
+	// changeWait is how long a change waits for a worker, which may be
+	// starting, to put it into force.
+	changeWait = 5 * time.Second
+	// drainWait is how long the last records of a sandbox are waited for.
+	drainWait = time.Second
+	// cgroupDelay keeps the move to a cgroup of its own off create's path:
+	// the kernel takes some 10 ms for it.
+	cgroupDelay = time.Second
+	// maxNotes bounds the notes kept for Status.
+	maxNotes = 100
+)
+
+// Monitor is the gateway of one sandbox. Its fields are set before Run.
+type Monitor struct {
+	// Dir is the sandbox's state directory.
+	Dir string
+	// Worker is the command line of a worker, whose descriptor 3 is its
+	// conversation with the monitor.
+	Worker []string
+	// Listen opens the six sockets of control.Setup inside a namespace.
+	Listen func(inner *os.File) ([]*os.File, error)
+	// Unplug removes every link of the uplink. It is called once init has
+	// ended, and only for an uplink that is pinned in Dir: a namespace that
+	// a policy names belongs to others.
+	Unplug func(uplink *os.File) error
+	// Cgroup is where the monitor and its worker make a cgroup of their own,
+	// e.g. /sys/fs/cgroup. Empty: they stay where they are.
+	Cgroup string
+
+	attached  control.Attach
+	inner     *os.File
+	uplink    *os.File
+	listeners []*os.File
+	names     *os.File
+	log       *audit.Log
+	since     time.Time
+	owners    *owners
+	watch     *watcher
+	cgroup    *cgroup
+
+	changes sync.Mutex // one change of the rules at a time, to its end
+
+	mu       sync.Mutex // guards what follows; held for moments
+	rules    rules
+	worker   worker
+	pending  pendings
+	allowed  uint64
+	refused  uint64
+	notes    []string
+	ruleset  *os.File
+	initPID  int
+	stopping bool
+}
+
+// Run attaches to a sandbox as creator asks, and serves it until init ends,
+// creator goes away before its commit, or ctx is done. A receive from reload
+// reads the policy file again.
+func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan os.Signal) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer m.release()
+	if err := m.attach(creator); err != nil {
+		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
+		creator.Close()
+		return err
+	}
+	tasks := m.serve(ctx, reload)
+	err := creator.Send(control.FromMonitor{})
+	var init *os.File
+	if err == nil {
+		init, err = m.awaitCommit(ctx, creator)
+	}
+	creator.Close()
+	switch {
+	case err == nil:
+		later := time.AfterFunc(cgroupDelay, m.moveOut)
+		err = waitExit(ctx, init)
+		later.Stop()
+		if err == nil {
+			m.unplug()
+		}
+		err = nil
+	case ctx.Err() != nil:
+		err = nil
+	default:
+		m.unplug()
+	}
+	m.end(tasks, cancel)
+	return err
+}
+
+// attach takes over what the creator hands in. On an error the caller
+// releases what was opened.
+func (m *Monitor) attach(creator *control.Conn) error {
+	var req control.ToMonitor
+	files, err := creator.Recv(&req)
+	if err != nil {
+		return fmt.Errorf("cannot attach: %w", err)
+	}
+	if req.Attach == nil || len(files) != 2 {
+		control.CloseAll(files)
+		return errors.New("cannot attach: the creator did not hand in two namespaces")
+	}
+	m.attached, m.inner, m.uplink = *req.Attach, files[0], files[1]
+	m.since = time.Now()
+	if err := m.announce(); err != nil {
+		return fmt.Errorf("cannot attach: %w", err)
+	}
+	if err := m.loadRules(); err != nil {
+		return fmt.Errorf("cannot attach: %w", err)
+	}
+	if err := m.openLog(); err != nil {
+		return err
+	}
+	if m.listeners, err = m.Listen(m.inner); err != nil {
+		return fmt.Errorf("cannot attach: %w", err)
+	}
+	m.names, err = os.OpenFile(filepath.Join(m.Dir, control.NamesFile), os.O_RDWR|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot attach: cannot open the journal of names: %w", err)
+	}
+	if m.owners, err = newOwners(m.inner); err != nil {
+		m.note("connections are recorded without their process: " + err.Error())
+	}
+	return nil
+}
+
+// announce tells delete how to signal this process.
+func (m *Monitor) announce() error {
+	self, err := readStat(os.Getpid())
+	if err != nil {
+		return err
+	}
+	return control.WriteMonitor(m.Dir, &control.Monitor{PID: os.Getpid(), Start: self.start})
+}
+
+// loadRules makes the first generation of rules from what create parsed, and
+// from the decisions that a monitor before this one left.
+func (m *Monitor) loadRules() error {
+	a := &m.attached
+	p, err := policy.Parse(a.PolicyFile, a.Policy)
+	if err != nil {
+		return err
+	}
+	grants, err := control.ReadGrants(m.Dir)
+	if err != nil {
+		return fmt.Errorf("cannot read the operator's decisions: %w", err)
+	}
+	m.rules = rules{
+		generation: 1,
+		policy:     p,
+		created:    p,
+		source:     a.Policy,
+		grants:     grants,
+		applied:    make(chan struct{}),
+	}
+	return nil
+}
+
+// openLog begins this sandbox's segment of the audit log.
+func (m *Monitor) openLog() error {
+	a := &m.attached
+	log, err := audit.Open(a.AuditLog)
+	if err != nil {
+		return err
+	}
+	m.log = log
+	begin := m.change(audit.KindSegment, "sandbox attached")
+	begin.Unmapped.Root = a.Root
+	begin.Unmapped.PolicyName = a.PolicyName
+	begin.Unmapped.PolicyFile = a.PolicyFile
+	begin.Unmapped.PolicyDigest = m.rules.policy.Digest
+	begin.Unmapped.Generation = m.rules.generation
+	lines := []audit.Entry{begin}
+	for _, what := range log.Recovered() {
+		line := m.change(audit.KindRecovered, what)
+		line.SeverityID = audit.High
+		line.StatusID = 2
+		lines = append(lines, line)
+		m.notes = append(m.notes, "audit log: "+what)
+	}
+	for _, n := range a.Notes {
+		lines = append(lines, m.change(audit.KindNote, n))
+	}
+	return log.Append(lines...)
+}
+
+func (m *Monitor) change(kind, message string) *audit.Change {
+	return audit.NewChange(m.attached.ID, kind, clip(message, maxText))
+}
+
+// serve starts everything that goes on beside the creator's conversation.
+func (m *Monitor) serve(ctx context.Context, reload <-chan os.Signal) *tasks {
+	t := &tasks{workerDone: make(chan struct{})}
+	go func() {
+		defer close(t.workerDone)
+		m.superviseWorker(ctx)
+	}()
+	t.operator = m.serveOperator()
+	t.runtime = m.serveRuntime()
+	m.watch = m.watchPolicy(ctx, reload)
+	return t
+}
+
+// tasks are what end has to wait for.
+type tasks struct {
+	workerDone chan struct{}
+	operator   func() // ends the control socket
+	runtime    func() // ends the runtime socket
+}
+
+// awaitCommit waits for the creator to make the container this monitor's, and
+// returns init's pidfd.
+func (m *Monitor) awaitCommit(ctx context.Context, creator *control.Conn) (*os.File, error) {
+	stop := context.AfterFunc(ctx, func() { creator.Close() })
+	defer stop()
+	var req control.ToMonitor
+	files, err := creator.Recv(&req)
+	if errors.Is(err, io.EOF) {
+		return nil, errors.New("cannot serve: the creator went away before its commit")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot serve: %w", err)
+	}
+	if req.Commit == nil || len(files) < 1 || len(files) > 2 {
+		control.CloseAll(files)
+		err := errors.New("cannot commit: the creator did not hand in init")
+		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
+		return nil, err
+	}
+	if err := m.commit(req.Commit, files); err != nil {
+		control.CloseAll(files)
+		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
+		return nil, err
+	}
+	if err := creator.Send(control.FromMonitor{}); err != nil {
+		files[0].Close()
+		return nil, err
+	}
+	return files[0], nil
+}
+
+func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
+	var lines []audit.Entry
+	for _, n := range c.Notes {
+		lines = append(lines, m.change(audit.KindNote, n))
+	}
+	if len(lines) > 0 {
+		if err := m.log.Append(lines...); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.initPID = c.InitPID
+	if len(files) == 2 {
+		m.ruleset = files[1]
+	}
+	return nil
+}
+
+// unplug takes the uplink's links away at once: Docker's restart gives their
+// addresses to the next container.
+func (m *Monitor) unplug() {
+	if m.Unplug == nil || m.attached.HostUplink || !m.ownsUplink() {
+		return
+	}
+	if err := m.Unplug(m.uplink); err != nil {
+		m.note(err.Error())
+	}
+}
+
+// ownsUplink reports whether the uplink was made for this sandbox: then it is
+// pinned in the state directory.
+func (m *Monitor) ownsUplink() bool {
+	pin, err := os.Stat(filepath.Join(m.Dir, control.UplinkPin))
+	if err != nil {
+		return false
+	}
+	ns, err := m.uplink.Stat()
+	return err == nil && os.SameFile(pin, ns)
+}
+
+// end lets the last records arrive, closes the chain and removes what only a
+// living monitor has use for.
+func (m *Monitor) end(t *tasks, cancel context.CancelFunc) {
+	m.mu.Lock()
+	m.stopping = true
+	m.mu.Unlock()
+	t.runtime()
+	m.drain()
+	cancel()
+	<-t.workerDone
+	m.watch.wait()
+	if err := m.log.Append(m.change(audit.KindEnd, "sandbox ended")); err != nil {
+		m.note(err.Error())
+	}
+	m.log.Close() // followers read to the end and leave
+	t.operator()
+	for _, name := range []string{control.RuntimeSocket, control.ControlSocket, control.MonitorFile} {
+		os.Remove(filepath.Join(m.Dir, name))
+	}
+	m.cgroup.leave()
+}
+
+// release closes what is open, whatever became of it.
+func (m *Monitor) release() {
+	control.CloseAll(m.listeners)
+	control.CloseAll([]*os.File{m.inner, m.uplink, m.names, m.ruleset})
+	m.owners.close()
+	if m.log != nil {
+		m.log.Close()
+	}
+}
+
+// note keeps a sentence for Status and for the log.
+func (m *Monitor) note(text string) {
+	m.mu.Lock()
+	if len(m.notes) < maxNotes {
+		m.notes = append(m.notes, text)
+	}
+	m.mu.Unlock()
+	if m.log != nil {
+		_ = m.log.Append(m.change(audit.KindNote, text)) // its fault shows in Status
+	}
+}
+
+// moveOut takes the monitor and its worker out of whatever cgroup they were
+// started in.
+func (m *Monitor) moveOut() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.Cgroup == "" || m.stopping {
+		return
+	}
+	c, err := newCgroup(m.Cgroup, m.attached.CgroupParent, filepath.Base(m.Dir))
+	m.cgroup = c
+	pids := []int{os.Getpid()}
+	if m.worker.pid != 0 {
+		pids = append(pids, m.worker.pid)
+	}
+	for _, pid := range pids {
+		if jerr := c.join(pid); err == nil {
+			err = jerr
+		}
+	}
+	if err != nil {
+		m.notes = append(m.notes, err.Error())
+	}
+}
+
+// waitExit waits until the process of a pidfd has ended (pidfd_open(2): it
+// becomes readable, Linux 5.3), or ctx is done.
+func waitExit(ctx context.Context, pidfd *os.File) error {
+	defer pidfd.Close()
+	cancelled, wake, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer cancelled.Close()
+	stop := context.AfterFunc(ctx, func() { wake.Close() })
+	defer func() {
+		if stop() {
+			wake.Close()
+		}
+	}()
+	fds := []unix.PollFd{
+		{Fd: int32(pidfd.Fd()), Events: unix.POLLIN},
+		{Fd: int32(cancelled.Fd()), Events: unix.POLLIN},
+	}
+	for {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("cannot wait for init: %w", err)
+		case fds[0].Revents != 0:
+			return nil
+		case fds[1].Revents != 0:
+			return ctx.Err()
+		}
+	}
+}

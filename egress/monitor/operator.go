@@ -1,0 +1,308 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+	"nemoclaw/specs/policy"
+)
+
+const (
+	// maxBody is the largest request of an operator, in bytes.
+	maxBody = 64 << 10
+	// maxGrants bounds an operator's decisions.
+	maxGrants = 1000
+	// eventPatience is how long a reader of events may keep one line waiting.
+	eventPatience = 10 * time.Second
+)
+
+// peerKey finds the peer of a connection in a request's context.
+type peerKey struct{}
+
+// serveOperator answers on the control socket, and returns the function that
+// ends it.
+func (m *Monitor) serveOperator() func() {
+	// A monitor that was killed leaves its socket behind.
+	os.Remove(filepath.Join(m.Dir, control.ControlSocket))
+	l, err := control.Listen("unix", m.Dir, control.ControlSocket)
+	if err != nil {
+		m.note(err.Error())
+		return func() {}
+	}
+	srv := &http.Server{
+		Handler:           m.handler(),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, peerKey{}, peer(c))
+		},
+	}
+	go srv.Serve(l)
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), drainWait/2)
+		defer cancel()
+		_ = srv.Shutdown(ctx) // readers of events get the last lines
+		srv.Close()
+	}
+}
+
+// peer returns who is at the other end (SO_PEERCRED, unix(7)), or nil.
+func peer(c net.Conn) *unix.Ucred {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var cred *unix.Ucred
+	_ = raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil {
+		return nil
+	}
+	return cred
+}
+
+func (m *Monitor) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.status()) })
+	mux.HandleFunc("GET /v1/pending", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.undecided()) })
+	mux.HandleFunc("GET /v1/grants", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.grants()) })
+	mux.HandleFunc("POST /v1/decisions", m.serveDecision)
+	mux.HandleFunc("POST /v1/reload", m.serveReload)
+	mux.HandleFunc("GET /v1/events", m.serveEvents)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		refuse(w, http.StatusNotFound, fmt.Errorf("cannot answer %s %q: there is no such thing", r.Method, r.URL.Path), "")
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cred, _ := r.Context().Value(peerKey{}).(*unix.Ucred)
+		if cred == nil || cred.Uid != 0 && int(cred.Uid) != os.Getuid() {
+			refuse(w, http.StatusForbidden, errors.New("cannot answer: only root may decide for a sandbox"), "")
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func refuse(w http.ResponseWriter, status int, err error, hint string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(control.Fault{Error: err.Error(), Hint: hint})
+}
+
+func (m *Monitor) status() control.Status {
+	fault := ""
+	if err := m.log.Fault(); err != nil {
+		fault = err.Error()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	generation := m.rules.generation
+	if m.rules.latest.Generation != 0 {
+		generation = m.rules.latest.Generation
+	}
+	return control.Status{
+		ID:          m.attached.ID,
+		Monitor:     os.Getpid(),
+		Worker:      m.worker.pid,
+		Restarts:    m.worker.restarts,
+		Since:       m.since,
+		Policy:      m.attached.PolicyName,
+		PolicyFile:  m.attached.PolicyFile,
+		Digest:      m.rules.policy.Digest,
+		Generation:  generation,
+		PolicyFault: m.rules.fault,
+		Links:       append([]string{}, m.rules.links...),
+		Open:        m.worker.open,
+		Allowed:     m.allowed,
+		Refused:     m.refused,
+		AuditLog:    m.attached.AuditLog,
+		AuditFault:  fault,
+		Notes:       append(slices.Clone(m.notes), m.newContainersOnly()...),
+	}
+}
+
+// newContainersOnly is the note about layers that a reload cannot change. The
+// caller holds m.mu.
+func (m *Monitor) newContainersOnly() (notes []string) {
+	for _, layer := range otherLayers(m.rules.created, m.rules.policy) {
+		notes = append(notes, "the policy's "+layer+" has changed: takes effect for new containers")
+	}
+	return notes
+}
+
+func (m *Monitor) undecided() []control.Pending {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]control.Pending{}, m.pending.list...)
+}
+
+func (m *Monitor) grants() []control.Grant {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]control.Grant{}, m.rules.grants...)
+}
+
+func (m *Monitor) serveReload(w http.ResponseWriter, r *http.Request) {
+	answer, err := m.reload()
+	if err != nil {
+		refuse(w, http.StatusUnprocessableEntity, err, "the policy that was in force stays in force")
+		return
+	}
+	reply(w, answer)
+}
+
+func (m *Monitor) serveDecision(w http.ResponseWriter, r *http.Request) {
+	var d control.Decision
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&d); err != nil {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("cannot understand the decision: %w", err), "")
+		return
+	}
+	host, err := normal(d.Host)
+	if err != nil {
+		refuse(w, http.StatusBadRequest, err, "")
+		return
+	}
+	d.Host = host
+	if d.Port == 0 {
+		refuse(w, http.StatusBadRequest, errors.New("cannot decide without a port"), "")
+		return
+	}
+	if d.Verb != "approve" && d.Verb != "deny" && d.Verb != "permanent" {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("cannot decide %q", d.Verb), "a decision is approve, deny or permanent")
+		return
+	}
+	cred := r.Context().Value(peerKey{}).(*unix.Ucred)
+	decided, err := m.decide(d, fmt.Sprintf("uid %d pid %d", cred.Uid, cred.Pid))
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err, "")
+		return
+	}
+	reply(w, decided)
+}
+
+// normal is the form in which the worker compares hosts.
+func normal(host string) (string, error) {
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Zone() == "" {
+		return addr.Unmap().String(), nil
+	}
+	name, err := policy.NormalHost(host)
+	if err != nil {
+		return "", fmt.Errorf("cannot decide: %w", err)
+	}
+	return name, nil
+}
+
+// judge asks a policy about a host in normal form.
+func judge(p *policy.Policy, host string, port uint16, now time.Time) policy.Verdict {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return p.DecideAddr(addr, port, now)
+	}
+	return p.Decide(host, port, now)
+}
+
+// decide writes an operator's decision down, then puts it into force. Without
+// its line in the log there is none.
+func (m *Monitor) decide(d control.Decision, by string) (control.Decided, error) {
+	m.changes.Lock()
+	defer m.changes.Unlock()
+	line := m.change(audit.KindDecision, d.Verb+" "+net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))))
+	line.Unmapped.By, line.Unmapped.Verb, line.Unmapped.Host, line.Unmapped.Port = by, d.Verb, d.Host, d.Port
+	line.Unmapped.PolicyFile = clip(d.File, maxText)
+	if d.Verb == "permanent" {
+		return control.Decided{Generation: m.generation()}, m.log.Append(line)
+	}
+	grants, err := m.withGrant(control.Grant{Host: d.Host, Port: d.Port, Allow: d.Verb == "approve", By: by, Since: time.Now()})
+	if err != nil {
+		return control.Decided{}, err
+	}
+	if err := m.log.Append(line); err != nil {
+		return control.Decided{}, err
+	}
+	if err := control.WriteGrants(m.Dir, grants); err != nil {
+		return control.Decided{}, fmt.Errorf("cannot keep the decision: %w", err)
+	}
+	applied, err := m.put(func(r *rules) {
+		r.grants = grants
+		m.pending.remove(d.Host, d.Port)
+	})
+	return control.Decided{Generation: applied.Generation, Warning: m.warning(d)}, err
+}
+
+// withGrant returns the grants with g in the place of an older one for the
+// same host and port.
+func (m *Monitor) withGrant(g control.Grant) ([]control.Grant, error) {
+	grants := slices.DeleteFunc(m.grants(), func(o control.Grant) bool { return o.Host == g.Host && o.Port == g.Port })
+	if len(grants) >= maxGrants {
+		return nil, fmt.Errorf("cannot keep more than %d decisions: change the policy instead", maxGrants)
+	}
+	return append(grants, g), nil
+}
+
+// warning says why an approval will not do what was meant.
+func (m *Monitor) warning(d control.Decision) string {
+	if d.Verb != "approve" {
+		return ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch v := judge(m.rules.policy, d.Host, d.Port, time.Now()); {
+	case v.Reason == policy.Denied:
+		return "still refused: a deny rule beats every approval: " + m.rules.policy.Where(v.Rule)
+	case v.Allow:
+		return "allowed by the policy without it: " + m.rules.policy.Where(v.Rule)
+	case !m.rules.plugged:
+		return "still refused: the sandbox has no uplink"
+	}
+	return ""
+}
+
+// serveEvents streams the audit lines of this sandbox. A reader that does not
+// take a line within eventPatience is dropped; it may ask again from where it
+// was.
+func (m *Monitor) serveEvents(w http.ResponseWriter, r *http.Request) {
+	var after uint64
+	if s := r.URL.Query().Get("after"); s != "" {
+		var err error
+		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
+			refuse(w, http.StatusBadRequest, fmt.Errorf("cannot understand after=%q", s), "it is the sequence number of an audit line")
+			return
+		}
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	ctl := http.NewResponseController(w)
+	_ = ctl.Flush() // so that the reader knows it is connected
+	_ = m.log.Follow(r.Context(), after, func(line []byte) error {
+		if err := ctl.SetWriteDeadline(time.Now().Add(eventPatience)); err != nil {
+			return err
+		}
+		if _, err := w.Write(line); err != nil {
+			return err
+		}
+		return ctl.Flush()
+	})
+}

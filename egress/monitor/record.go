@@ -1,0 +1,154 @@
+package monitor
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+)
+
+// What of a record's text is kept, in bytes. Agents choose these strings.
+const (
+	maxHost = 255
+	maxText = 1024
+	maxArgs = 4096
+	maxKin  = 16 // ancestors
+)
+
+// record writes what the worker reports, and answers it: nothing of it may
+// happen before.
+func (m *Monitor) record(r *control.Records) *control.Written {
+	lines := make([]audit.Entry, len(r.List))
+	for i := range r.List {
+		lines[i] = network(m.attached.ID, &r.List[i])
+	}
+	err := m.log.Append(lines...)
+	m.count(r.List, err == nil)
+	if err != nil {
+		return &control.Written{N: r.N, Fault: err.Error()}
+	}
+	return &control.Written{N: r.N}
+}
+
+// count keeps Status and the pending decisions. Of what could not be written
+// only the ends are true: nothing new was allowed.
+func (m *Monitor) count(list []control.Record, written bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for i := range list {
+		switch r := &list[i]; r.Verdict {
+		case control.Allow:
+			if written {
+				m.allowed++
+				m.worker.open++
+			}
+		case control.Refuse:
+			m.refused += uint64(max(r.Count, 1))
+			m.pending.add(r, now)
+		case control.End, control.Cut, control.Fail:
+			m.worker.open = max(m.worker.open-1, 0)
+		}
+	}
+}
+
+// outcome is how OCSF calls a verdict.
+type outcome struct{ activity, action, disposition, severity, status int }
+
+var outcomes = map[control.Verdict]outcome{
+	control.Allow:  {audit.ActivityOpen, 1, audit.Allowed, audit.Informational, 1},
+	control.Refuse: {audit.ActivityRefuse, 2, audit.Blocked, audit.Low, 2},
+	control.End:    {audit.ActivityClose, 1, audit.Allowed, audit.Informational, 1},
+	control.Cut:    {audit.ActivityReset, 2, audit.AccessRevoked, audit.Low, 2},
+	control.Fail:   {audit.ActivityFail, 1, audit.Errored, audit.Informational, 2},
+}
+
+// network makes the line of a record. A verdict that is none is written as a
+// refusal would be: a worker that says such things is not to be trusted.
+func network(id string, r *control.Record) *audit.Network {
+	o, ok := outcomes[r.Verdict]
+	if !ok {
+		o = outcome{audit.ActivityRefuse, 2, audit.Blocked, audit.High, 2}
+	}
+	n := audit.NewNetwork(id, o.activity)
+	n.ActionID, n.DispositionID, n.SeverityID, n.StatusID = o.action, o.disposition, o.severity, o.status
+	n.Metadata.UID = clip(r.Request, maxHost)
+	n.Actor = actor(r.Process)
+	n.Src = endpoint("", r.Src, 0)
+	n.Dst = endpoint(clip(r.Host, maxHost), r.Addr, r.Port)
+	n.Connection = connection(r.Proto)
+	if r.Rule != "" {
+		n.Rule = &audit.Rule{Name: clip(r.Rule, maxText)}
+	}
+	if r.Sent != 0 || r.Got != 0 {
+		n.Traffic = &audit.Traffic{In: r.Got, Out: r.Sent}
+	}
+	n.Duration = r.Lasted.Milliseconds()
+	n.Count = r.Count
+	n.Unmapped = audit.NetworkMore{
+		Verdict:    clip(string(r.Verdict), maxHost),
+		Reason:     clip(r.Reason, maxHost),
+		Detail:     clip(r.Detail, maxText),
+		Method:     clip(r.Method, maxHost),
+		Generation: r.Generation,
+	}
+	return n
+}
+
+func endpoint(host string, addr netip.AddrPort, port uint16) *audit.Endpoint {
+	e := &audit.Endpoint{Hostname: host, Port: port}
+	if addr.IsValid() {
+		e.IP = addr.Addr().String()
+		if port == 0 {
+			e.Port = addr.Port()
+		}
+	}
+	if *e == (audit.Endpoint{}) {
+		return nil
+	}
+	return e
+}
+
+// connection tells TCP from UDP; the words above them ("tls", "http") stand as
+// the protocol's name.
+func connection(proto string) *audit.Connection {
+	num := 6
+	if proto == "udp" || proto == "dns" {
+		num = 17
+	}
+	return &audit.Connection{ProtocolName: clip(proto, maxHost), ProtocolNum: num, DirectionID: 2}
+}
+
+func actor(p *control.Process) *audit.Actor {
+	if p == nil {
+		return nil
+	}
+	a := &audit.Actor{Process: audit.Process{
+		PID:  p.PID,
+		Name: clip(p.Name, maxHost),
+		Args: clip(strings.Join(p.Args, " "), maxArgs),
+		User: &audit.User{UID: strconv.FormatUint(uint64(p.UID), 10)},
+	}}
+	if p.Exe != "" {
+		a.Process.File = &audit.File{Path: clip(p.Exe, maxText)}
+	}
+	for _, exe := range p.Ancestors[:min(len(p.Ancestors), maxKin)] {
+		a.Process.Ancestry = append(a.Process.Ancestry, audit.Ancestor{Path: clip(exe, maxText)})
+	}
+	return a
+}
+
+// clip cuts s to at most n bytes, between runes.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}

@@ -1,0 +1,84 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"nemoclaw/egress/control"
+)
+
+// serveRuntime answers on the runtime socket, and returns the function that
+// ends it.
+func (m *Monitor) serveRuntime() func() {
+	// A monitor that was killed leaves its socket behind.
+	os.Remove(filepath.Join(m.Dir, control.RuntimeSocket))
+	l, err := control.Listen("unixpacket", m.Dir, control.RuntimeSocket)
+	if err != nil {
+		m.note(err.Error())
+		return func() {}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := control.AcceptRuntime(l)
+			if err != nil {
+				return
+			}
+			wg.Go(func() { m.answer(conn) })
+		}
+	})
+	return func() { l.Close() }
+}
+
+// answer serves one conversation of one request.
+func (m *Monitor) answer(conn *control.Conn) {
+	defer conn.Close()
+	var req control.ToMonitor
+	files, err := conn.Recv(&req)
+	control.CloseAll(files)
+	if err != nil {
+		return
+	}
+	var reply []*os.File
+	switch {
+	case req.Started != nil:
+		err = m.started(req.Started)
+	case req.Ruleset != nil:
+		reply, err = m.filledRuleset()
+	default:
+		err = errors.New("cannot answer: the request is none that this gateway knows")
+	}
+	if err != nil {
+		_ = conn.Send(control.FromMonitor{Fault: err.Error()})
+		return
+	}
+	_ = conn.Send(control.FromMonitor{}, reply...)
+}
+
+// started is answered once the worker decides by rules that know the uplink.
+func (m *Monitor) started(s *control.Started) error {
+	m.changes.Lock()
+	defer m.changes.Unlock()
+	links := slices.Clone(s.Links)
+	_, err := m.put(func(r *rules) {
+		r.links = links
+		r.plugged = len(links) > 0 || m.attached.HostUplink
+	})
+	if err != nil {
+		return fmt.Errorf("cannot start: %w", err)
+	}
+	return nil
+}
+
+func (m *Monitor) filledRuleset() ([]*os.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ruleset == nil {
+		return nil, errors.New("cannot hand out the ruleset: this gateway holds none")
+	}
+	return []*os.File{m.ruleset}, nil
+}

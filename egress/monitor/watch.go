@@ -1,0 +1,171 @@
+package monitor
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// quiet is how long a file that is being written in place, or that is
+	// gone, must stay as it is before it counts.
+	quiet = 100 * time.Millisecond
+	// pollEvery finds changes that inotify does not report: network file
+	// systems, directories that are mounted over.
+	pollEvery = 2 * time.Second
+)
+
+// The events of a directory that may mean another policy (inotify(7)). A
+// rename and the closing of a written file leave it whole: they take effect at
+// once. After the others the file may be half written. Kubernetes renames the
+// symbolic link ..data beside it, so that names are not looked at.
+const (
+	wholeEvents = unix.IN_MOVED_TO | unix.IN_CLOSE_WRITE
+	otherEvents = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_MOVED_FROM | unix.IN_DELETE | unix.IN_ATTRIB
+	goneEvents  = unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_IGNORED | unix.IN_Q_OVERFLOW
+)
+
+// watcher calls changed after every possible change of a file, from one
+// goroutine. It uses inotify(7) itself: the library for it does not report the
+// closing of a file, without which a write in place could be read by halves.
+type watcher struct {
+	file    string
+	inotify *os.File // nil: only the poll is left
+	seen    string   // what the poll saw last
+	done    sync.WaitGroup
+}
+
+// watchPolicy reads the policy file again whenever it may have changed, and on
+// every receive from reload.
+func (m *Monitor) watchPolicy(ctx context.Context, reload <-chan os.Signal) *watcher {
+	w := &watcher{file: m.attached.PolicyFile}
+	if w.file == "" {
+		return w // the built-in policy never changes
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		m.note(fmt.Sprintf("cannot watch the policy file: %v: it is polled", err))
+	} else {
+		w.inotify = os.NewFile(uintptr(fd), "inotify")
+	}
+	whole, other := make(chan struct{}, 1), make(chan struct{}, 1)
+	if w.inotify != nil {
+		context.AfterFunc(ctx, func() { w.inotify.Close() })
+		w.aim()
+		w.done.Go(func() { w.read(whole, other) })
+	}
+	w.done.Go(func() {
+		w.loop(ctx, reload, whole, other, func() { _, _ = m.reload() }) // told in the log and in Status
+	})
+	return w
+}
+
+func (w *watcher) wait() {
+	if w != nil {
+		w.done.Wait()
+	}
+}
+
+// aim watches the file's directory, and the one that it is a link into. Both
+// may be others than before.
+func (w *watcher) aim() {
+	if w.inotify == nil {
+		return
+	}
+	dirs := []string{filepath.Dir(w.file)}
+	if real, err := filepath.EvalSymlinks(w.file); err == nil {
+		dirs = append(dirs, filepath.Dir(real))
+	}
+	raw, err := w.inotify.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, dir := range dirs {
+			// Where this fails the poll goes on.
+			_, _ = unix.InotifyAddWatch(int(fd), dir, wholeEvents|otherEvents|unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
+		}
+	})
+}
+
+// read sorts events until the descriptor is closed.
+func (w *watcher) read(whole, other chan<- struct{}) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := w.inotify.Read(buf)
+		if err != nil {
+			return
+		}
+		mask := masks(buf[:n])
+		if mask&wholeEvents != 0 {
+			wake(whole)
+		}
+		if mask&(otherEvents|goneEvents) != 0 {
+			wake(other)
+		}
+	}
+}
+
+// masks joins the masks of all events in b: wd, mask, cookie and len of four
+// bytes each, then a name of len bytes.
+func masks(b []byte) (all uint32) {
+	for len(b) >= unix.SizeofInotifyEvent {
+		all |= binary.NativeEndian.Uint32(b[4:])
+		next := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
+		b = b[min(next, len(b)):]
+	}
+	return all
+}
+
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+func (w *watcher) loop(ctx context.Context, reload <-chan os.Signal, whole, other <-chan struct{}, changed func()) {
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	settle := time.NewTimer(0) // the file may be another already than create read
+	defer settle.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-reload:
+		case <-whole:
+		case <-settle.C:
+		case <-other:
+			settle.Reset(quiet)
+			continue
+		case <-poll.C:
+			w.aim()
+			if w.look() {
+				settle.Reset(quiet)
+			}
+			continue
+		}
+		w.look()
+		changed()
+		w.aim()
+	}
+}
+
+// look reports whether the file is another than at the last look.
+func (w *watcher) look() bool {
+	now := "gone"
+	var st unix.Stat_t
+	if err := unix.Stat(w.file, &st); err == nil {
+		now = fmt.Sprint(st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim)
+	}
+	was := w.seen
+	w.seen = now
+	return now != was
+}
