@@ -110,7 +110,11 @@ func (p *parser) syntax(err error) {
 	}
 	text := p.lines[line-1]
 	col := 1 + len(text) - len(strings.TrimLeft(text, " \t"))
-	p.faultAt(line, col, "not YAML: %s", strings.TrimPrefix(msg, "yaml: "))
+	hint := ""
+	if strings.Contains(text, ": *") {
+		hint = " (a wildcard needs quotes, as in \"*.example.org\")"
+	}
+	p.faultAt(line, col, "not YAML: %s%s", strings.TrimPrefix(msg, "yaml: "), hint)
 }
 
 // resolve follows an alias, and refuses what has no place in a policy.
@@ -276,15 +280,18 @@ func (p *parser) choice(n *yaml.Node, what string, words ...string) string {
 
 // possible says which words there are, the likeliest first if there is one.
 func possible(word string, words []string) string {
-	list := "known: " + strings.Join(words, ", ")
 	best, least := "", 3 // two typing errors
 	for _, w := range words {
 		if d := distance(strings.ToLower(word), strings.ToLower(w)); d < least && d < len(w) {
 			best, least = w, d
 		}
 	}
-	if best == "" {
+	list := "known: " + strings.Join(words, ", ")
+	switch {
+	case best == "":
 		return list
+	case len(words) > 12: // too many to read
+		return fmt.Sprintf("did you mean %s?", best)
 	}
 	return fmt.Sprintf("did you mean %s? %s", best, list)
 }

@@ -1,0 +1,318 @@
+package policy
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// TestAddRule adds npm.example.org:443 to files of every layout. "+" marks the
+// text that must be new; nothing else may differ, also with the line ends of
+// Windows and where the last line has no end.
+func TestAddRule(t *testing.T) {
+	for _, c := range []struct{ name, want string }{
+		{"a list indented below its key", `
+egress:
+  rules:
+    - host: a.example.org
+      port: 443
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"a list level with its key", `
+egress:
+  rules:
+  - host: a.example.org
+    port: 443
++  - host: npm.example.org
++    port: 443  # by alice
+  deny:
+  - host: b.example.org
+network: {ingress: none}
+`}, {"items in flow style", `
+egress:
+  rules:
+    - {host: a.example.org, port: 443}
+    - {host: b.example.org,
+       port: 443
+      }
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"comments about the last rule, and about what follows", `
+egress:
+  # AI inference
+  rules:
+    # the Claude API
+    - host: a.example.org   # first
+      port: 443             # last
+      # raw: true
++    - host: npm.example.org
++      port: 443  # by alice
+
+    # - host: c.example.org
+  # never these
+  deny: []
+# the end
+`}, {"a dash on a line of its own", `
+egress:
+  rules:
+    -
+      host: a.example.org
+      ports:
+        - 443
+        - 8443
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"a last value that goes on for lines", `
+egress:
+  rules:
+    - host: a.example.org
+      port: 443
+      name: "one
+        - host: two"
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"a last rule by alias, in an anchored list", `
+egress:
+  deny:
+    - &a
+      host: a.example.org
+      port: 443
+  rules: &list
+    - *a
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"an empty list", `
+egress:
+  rules: [+{host: npm.example.org, port: 443}+]+  # by alice+
+  deny: []
+`}, {"an empty list with a comment", `
+egress:
+  rules: [+{host: npm.example.org, port: 443}+] # none yet
+`}, {"a list in flow style", `
+egress: {rules: [ {host: a.example.org, port: 443}+, {host: npm.example.org, port: 443}+ ]}
+`}, {"a list in flow style over lines", `
+egress:
+  rules: [
+    {host: a.example.org, ports: [1, 2]}, # [one]
+    {host: b.example.org, port: 443, name: "[b]"}+, {host: npm.example.org, port: 443}+
+  ]+  # by alice+
+`}, {"a list in flow style that ends in a comma", `
+egress:
+  rules: [
+    {host: a.example.org, port: 443},+ {host: npm.example.org, port: 443}+
+  ]+  # by alice+
+`}, {"JSON", `
+{"egress": {"rules": [{"host": "a.example.org", "port": 443}+, {host: npm.example.org, port: 443}+]}}
+`}, {"document marks", `
+---
+egress:
+  rules:
+    - host: a.example.org
+      port: 443
++    - host: npm.example.org
++      port: 443  # by alice
+...
+`}, {"only comments", `
+# nothing yet
++egress:
++  rules:
++    - host: npm.example.org
++      port: 443  # by alice
+`}} {
+		t.Run(c.name, func(t *testing.T) {
+			src, want := unmark(c.want)
+			checkAdd(t, src, want)
+			checkAdd(t, strings.ReplaceAll(src, "\n", "\r\n"), strings.ReplaceAll(want, "\n", "\r\n"))
+			checkAdd(t, strings.TrimSuffix(src, "\n"), want)
+		})
+	}
+}
+
+// unmark splits a marked text into what it is without and with the new text.
+// New lines begin with "+"; new parts of a line stand between two "+".
+func unmark(marked string) (src, want string) {
+	for _, line := range strings.SplitAfter(strings.TrimPrefix(marked, "\n"), "\n") {
+		if added, ok := strings.CutPrefix(line, "+"); ok {
+			want += added
+			continue
+		}
+		for i, part := range strings.Split(line, "+") {
+			want += part
+			if i%2 == 0 {
+				src += part
+			}
+		}
+	}
+	return src, want
+}
+
+func checkAdd(t *testing.T, src, want string) {
+	t.Helper()
+	got, err := AddRule([]byte(src), "npm.example.org", 443, "by alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.TrimSuffix(string(got), "\n") != strings.TrimSuffix(want, "\n") {
+		t.Errorf("\n got %q\nwant %q", got, want)
+	}
+}
+
+// TestAddKeepsBuiltInRules: a file that says nothing of egress has the
+// built-in rules, and keeps them when it gets one of its own.
+func TestAddKeepsBuiltInRules(t *testing.T) {
+	for _, src := range []string{
+		"filesystem:\n  read_write: [/w]\n",
+		"filesystem:\n  read_write: [/w]",
+		"  version: 1\n  network: {ingress: none}\n",
+		"version: 1\r\n",
+		"egress:\n  # never\n  deny:\n  - host: b.example.org\n",
+		"egress:\n    deny: []\n    # the end\nversion: 1\n",
+		"{version: 1}",
+		"egress: {deny: []}\n",
+		"egress: {}\n",
+		"{}",
+	} {
+		before := parseT(t, src)
+		out, err := AddRule([]byte(src), "npm.example.org", 443, "")
+		if err != nil {
+			t.Errorf("%q: %v", src, err)
+			continue
+		}
+		after := parseT(t, string(out))
+		rules := append(defaultRules(), Rule{Host: "npm.example.org", Ports: []PortRange{{443, 443}}})
+		if got := after.meaning().Egress.Rules; !reflect.DeepEqual(got, rules) {
+			t.Errorf("%q became\n%s", src, out)
+		}
+		if got, want := after.meaning().Egress.Deny, before.meaning().Egress.Deny; !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: deny was %v and is %v", src, want, got)
+		}
+	}
+}
+
+// TestAddToDefaultSource: what an operator starts from can be added to, again
+// and again, each rule after the one before.
+func TestAddToDefaultSource(t *testing.T) {
+	src := DefaultSource()
+	for _, host := range []string{"a.example.org", "*.b.example.org", "203.0.113.7", "2001:db8::7", "null", "C.example.org."} {
+		var err error
+		if src, err = AddRule(src, host, 8443, "approved\nat\tnoon \x1b[31m#1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := `      port: 443  # messages to the person whom the agent works for
+    - host: a.example.org
+      port: 8443  # approved at noon [31m#1
+    - host: "*.b.example.org"
+      port: 8443  # approved at noon [31m#1
+    - cidr: "203.0.113.7/32"
+      port: 8443  # approved at noon [31m#1
+    - cidr: "2001:db8::7/128"
+      port: 8443  # approved at noon [31m#1
+    - host: "null"
+      port: 8443  # approved at noon [31m#1
+    - host: c.example.org
+      port: 8443  # approved at noon [31m#1
+    # A package registry.`
+	if !bytes.Contains(src, []byte(want)) {
+		t.Errorf("got\n%s", src)
+	}
+}
+
+// TestAddRefuses: what would change nothing, or cannot be a rule, or has no
+// place that can be found, is an error that says what to do.
+func TestAddRefuses(t *testing.T) {
+	src := `
+egress:
+  rules:
+    - {host: a.example.org, port: 443}
+    - {host: "*.b.example.org", port: 443}
+    - {cidr: 203.0.113.0/24, port: 443}
+    - {host: past.example.org, port: 443, expires: 2020-01-01T00:00:00Z}
+  deny:
+    - {host: "**.evil.example"}
+`
+	for _, c := range []struct {
+		src, host string
+		port      uint16
+		told      string
+		already   bool
+	}{
+		{src, "A.example.org", 443, "cannot add a.example.org:443: the policy allows it already (line 4)", true},
+		{src, "x.b.example.org", 443, "already (line 5)", true},
+		{src, "*.b.example.org", 443, "already (line 5)", true},
+		{src, "203.0.113.9", 443, "already (line 6)", true},
+		{"version: 1", "github.com", 443, "already (built-in)", true},
+		{src, "www.evil.example", 443, "a deny rule beats every other (line 9)", false},
+		{src, "**.evil.example", 443, "a deny rule beats every other (line 9)", false},
+		{src, "a.example.org", 0, "port \"0\" is not a number", false},
+		{src, "*.com", 443, "anyone can register", false},
+		{src, "a b", 443, "a host name holds only", false},
+		{src, "x: y\n", 443, "a host name holds only", false},
+		{src, "127.0.0.1", 443, "no policy can open", false},
+		{src, "10.1.2.3", 443, "add \"allow_private: [10.1.2.3/32]\"", false},
+		{"egress: {rule: []}", "c.example.org", 443, "a policy that has faults:\npolicy:1:10: egress: unknown key", false},
+		{"~", "c.example.org", 443, "cannot add the rule to a file of this layout; paste it below egress.rules:\n  - host: c.example.org\n    port: 443", false},
+	} {
+		out, err := AddRule([]byte(c.src), c.host, c.port, "")
+		if !told(err, c.told) || out != nil || errors.Is(err, ErrAlready) != c.already {
+			t.Errorf("%s:%d: got %q and %v; want the error to tell %q", c.host, c.port, out, err, c.told)
+		}
+	}
+	if _, err := AddRule([]byte(src), "past.example.org", 443, ""); err != nil {
+		t.Errorf("a rule that has expired is in the way: %v", err)
+	}
+}
+
+// FuzzAddRule: for any file that parses, either the file with one rule more
+// parses, means the same and that rule, and holds every byte of the old one in
+// order; or there is an error and no file.
+func FuzzAddRule(f *testing.F) {
+	for _, pattern := range []string{"testdata/ok/*.yaml", "testdata/err/*.yaml"} {
+		for _, file := range glob(f, pattern) {
+			f.Add(read(f, file), "new.example.org", "a comment")
+		}
+	}
+	f.Add([]byte("egress:\n  rules: [\n    {host: a.b, port: 1}, # ]\n  ]\n"), "*.new.example.org", "")
+	f.Add([]byte("egress:\n  rules:\n  - host: a.b\n    port: 1\n    name: |\n      x\n"), "203.0.113.1", "x\u2028y")
+	f.Add([]byte("# nothing\n"), "true", "\n- host: evil.example")
+	f.Fuzz(func(t *testing.T, src []byte, host, comment string) {
+		out, err := AddRule(src, host, 443, comment)
+		if err != nil {
+			if out != nil {
+				t.Fatalf("a file and the error %v", err)
+			}
+			return
+		}
+		rule, err := newRule(host, 443)
+		if err != nil {
+			t.Fatalf("added %q: %v", host, err)
+		}
+		before, err := Parse("before", src)
+		if isEmpty(src) {
+			before, err = Parse("before", []byte("egress: {rules: []}"))
+		}
+		if err != nil {
+			t.Fatalf("added to a file that has faults: %v", err)
+		}
+		before.Egress.Rules = append(before.Egress.Rules, rule)
+		after, err := Parse("after", out)
+		if err != nil || !reflect.DeepEqual(after.meaning(), before.meaning()) {
+			t.Fatalf("%q became %q (%v)", src, out, err)
+		}
+		if !isSubsequence(src, out) {
+			t.Fatalf("%q lost something: %q", src, out)
+		}
+	})
+}
+
+// isSubsequence tells whether all of part stands in whole, in order.
+func isSubsequence(part, whole []byte) bool {
+	for _, c := range whole {
+		if len(part) > 0 && part[0] == c {
+			part = part[1:]
+		}
+	}
+	return len(part) == 0
+}
