@@ -1,0 +1,490 @@
+package worker
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/egress/dns"
+	"nemoclaw/specs/policy"
+)
+
+// flow is one connection of a program, from accept to its last record.
+type flow struct {
+	s       *server
+	c       *net.TCPConn // the program's
+	src     netip.AddrPort
+	dst     netip.AddrPort // as the program dialed it
+	target  target
+	named   bool // dst stands for target.host and is kept open in the pool
+	request string
+	started time.Time
+	ctx     context.Context
+	cancel  context.CancelFunc
+	who     question
+	process *control.Process
+
+	proto  string // "tcp", "tls", "http", "dns"
+	method string
+	sent   int64
+	got    int64
+	last   atomic.Bool // the program's side stays open behind the server's end, for our last words
+
+	mu      sync.Mutex
+	verdict verdict
+	raw     bool           // any protocol was allowed to pass
+	up      *net.TCPConn   // the server's; nil until dialed
+	addr    netip.AddrPort // of up
+	cut     policy.Reason  // why it ends before its time; empty: it does not
+	detail  string
+	gone    bool // aborted
+}
+
+// flows are the allowed connections.
+type flows struct {
+	mu  sync.Mutex
+	set map[*flow]struct{}
+}
+
+// add enters f unless there are too many.
+func (fs *flows) add(f *flow) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if len(fs.set) >= maxFlows {
+		return false
+	}
+	if fs.set == nil {
+		fs.set = map[*flow]struct{}{}
+	}
+	fs.set[f] = struct{}{}
+	return true
+}
+
+func (fs *flows) remove(f *flow) {
+	fs.mu.Lock()
+	delete(fs.set, f)
+	fs.mu.Unlock()
+}
+
+func (fs *flows) all() []*flow {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	list := make([]*flow, 0, len(fs.set))
+	for f := range fs.set {
+		list = append(list, f)
+	}
+	return list
+}
+
+// slots bound how many of something there are at once.
+type slots struct{ free atomic.Int64 }
+
+func (s *slots) take() bool {
+	if s.free.Add(-1) >= 0 {
+		return true
+	}
+	s.free.Add(1)
+	return false
+}
+
+func (s *slots) give() { s.free.Add(1) }
+
+// admit decides a new connection and has it served. It does not block.
+func (s *server) admit(c *net.TCPConn) {
+	f := &flow{
+		s: s, c: c, proto: "tcp", started: time.Now(),
+		src: addrPort(c.RemoteAddr()), dst: s.dialed(c),
+	}
+	f.find()
+	if f.target.host == "" && f.target.port == 53 {
+		s.admitDNS(c) // a resolver of its own choice: it gets our answers
+		return
+	}
+	f.request = s.boot + "-" + strconv.FormatUint(s.serial.Add(1), 10)
+	known := s.flows.add(f)
+	f.decide() // entered first: rules that change meanwhile find it
+	switch {
+	case !f.verdict.allow:
+		s.flows.remove(f)
+		s.decline(f)
+	case !known:
+		f.verdict.reason = policy.TooMany
+		f.refuseAtOnce()
+	default:
+		f.ctx, f.cancel = context.WithCancel(s.ctx)
+		s.wg.Go(f.serve)
+	}
+}
+
+// decline refuses politely where there is room, else at once.
+func (s *server) decline(f *flow) {
+	if !s.refusals.take() {
+		f.refuseAtOnce()
+		return
+	}
+	s.wg.Go(func() {
+		defer s.refusals.give()
+		defer f.close()
+		f.who = s.asked.ask(f.src, f.dst)
+		f.refuse(f.sniff())
+	})
+}
+
+// admitDNS serves a connection that carries DNS.
+func (s *server) admitDNS(c *net.TCPConn) {
+	if !s.dnsConns.take() {
+		reset(c)
+		return
+	}
+	stop := context.AfterFunc(s.ctx, func() { c.Close() })
+	s.wg.Go(func() {
+		defer s.dnsConns.give()
+		defer stop()
+		s.dns.ServeTCP(c)
+	})
+}
+
+func (s *server) dialed(c *net.TCPConn) netip.AddrPort {
+	if s.Dialed != nil {
+		return s.Dialed(c)
+	}
+	return addrPort(c.LocalAddr())
+}
+
+// find tells what the program means by the address that it dialed.
+func (f *flow) find() {
+	f.target = target{addr: f.dst.Addr(), port: f.dst.Port()}
+	if host, ok := f.s.pool.Open(f.dst.Addr()); ok {
+		f.named = true
+		f.target = target{host: host, port: f.dst.Port()}
+	}
+}
+
+// decide asks the rules in force. It and recheck exclude each other, so that a
+// connection is either decided by new rules or checked again by them.
+func (f *flow) decide() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.verdict = f.s.rules.Load().decide(f.target, f.started)
+	f.raw = f.verdict.raw()
+	if !f.verdict.allow || f.target.host != "" {
+		return
+	}
+	if reason, _ := f.s.guard.judge(f.target.addr, f.verdict.private); reason != "" {
+		f.verdict.allow, f.verdict.reason = false, reason
+	}
+}
+
+// recheck ends an allowed connection that r does not allow any more, and
+// tells whether it did.
+func (f *flow) recheck(r *rules, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.verdict.allow || f.cut != "" || f.gone {
+		return false
+	}
+	v := r.decide(f.target, now)
+	ok := v.allow && (v.raw() || !f.raw || !strict(f.target.port))
+	if ok && f.addr.IsValid() {
+		reason, _ := f.s.guard.judge(f.addr.Addr(), v.private)
+		ok = reason == "" && !v.denies(f.addr.Addr(), f.addr.Port(), now)
+	}
+	if ok {
+		f.verdict.rules, f.verdict.rule = v.rules, v.rule // for a dial to come
+		return false
+	}
+	f.cut = policy.Revoked
+	f.verdict.where, f.verdict.generation = v.where, v.generation
+	f.abortLocked()
+	return true
+}
+
+// strict tells whether only one protocol passes a port, unless a rule is raw.
+func strict(port uint16) bool { return port == 80 || port == 443 }
+
+// serve takes an allowed connection to its end.
+func (f *flow) serve() {
+	defer f.close()
+	defer f.s.flows.remove(f)
+	defer f.cancel()
+	f.who = f.s.asked.ask(f.src, f.dst)
+	switch {
+	case f.raw || !strict(f.target.port):
+		f.serveAny()
+	case f.target.port == 443:
+		f.serveTLS()
+	default:
+		f.serveHTTP()
+	}
+}
+
+// serveTLS passes a connection whose first flight names the right host.
+func (f *flow) serveTLS() {
+	f.proto = "tls"
+	src, err := newSource(f.c)
+	if err != nil {
+		return
+	}
+	defer src.release()
+	if fault := f.screenHello(src); fault != nil {
+		f.refuse(*fault)
+		return
+	}
+	if f.open() {
+		f.relay(src)
+	}
+}
+
+// serveAny passes whatever is spoken. The server may speak first; a
+// ClientHello is checked when it comes.
+func (f *flow) serveAny() {
+	src, err := newSource(f.c)
+	if err != nil || !f.open() {
+		return
+	}
+	f.relay(src)
+}
+
+// relay copies both ways until both have ended, and records the end.
+func (f *flow) relay(src *source) {
+	back, err := newSource(f.up)
+	if err != nil {
+		f.abort()
+	} else {
+		done := make(chan struct{})
+		f.s.wg.Go(func() {
+			defer close(done)
+			f.got = f.pass(f.c, back)
+		})
+		if f.proto != "tcp" || f.raw || f.screenLate(src) {
+			f.sent = f.pass(f.up, src)
+		}
+		<-done
+	}
+	f.finish()
+}
+
+// screenLate checks the first bytes of a connection that is open already. A
+// ClientHello for another host ends it.
+func (f *flow) screenLate(src *source) bool {
+	b, err := src.more(copySize)
+	if err != nil {
+		f.ended(f.up, f.c, err)
+		return false
+	}
+	if b[0] != recordHandshake {
+		return true
+	}
+	fault := f.screenHello(src)
+	switch {
+	case fault == nil:
+		f.proto = "tls"
+	case fault.reason == policy.NoName:
+		f.proto = "tls"
+	case fault.reason == policy.NotTLS:
+	default:
+		f.end(fault.reason, fault.detail)
+		return false
+	}
+	return true
+}
+
+// screenHello reads a ClientHello, however many pieces it comes in, and
+// compares the name in it. What was read stays in src.
+func (f *flow) screenHello(src *source) *fault {
+	b := src.buf
+	for {
+		name, err := parseHello(b)
+		switch {
+		case err == errNotTLS:
+			return &fault{reason: policy.NotTLS, proto: "tcp"}
+		case err == errBadHello:
+			return &fault{reason: policy.Malformed, proto: "tls", detail: err.Error()}
+		case err == nil:
+			return f.compareName(name)
+		}
+		if b, err = src.more(maxHello + maxHello/16); err == nil {
+			continue
+		}
+		if err == io.ErrShortBuffer {
+			return &fault{reason: policy.Malformed, proto: "tls", detail: "the ClientHello is too long"}
+		}
+		return &fault{reason: policy.NotTLS, proto: "tcp", detail: "it ended before a ClientHello"}
+	}
+}
+
+// compareName compares the name of a ClientHello with the one that was looked
+// up. A rule that names an address allows whatever is served there.
+func (f *flow) compareName(sni string) *fault {
+	if f.target.host == "" {
+		return nil
+	}
+	if sni == "" {
+		return &fault{reason: policy.NoName, proto: "tls", detail: "the ClientHello names no host"}
+	}
+	if name, err := policy.NormalHost(sni); err != nil || name != f.target.host {
+		return &fault{reason: policy.NameMismatch, proto: "tls", detail: fmt.Sprintf("SNI %q", sni)}
+	}
+	return nil
+}
+
+// serveHTTP relays requests one by one.
+func (f *flow) serveHTTP() {
+	f.proto = "http"
+	br := bufio.NewReaderSize(f.c, 4096)
+	h, fault := f.readHead(br)
+	if fault != nil {
+		f.refuse(*fault)
+		return
+	}
+	f.method = h.method
+	if f.open() {
+		f.relayHTTP(br, h)
+		f.finish()
+	}
+}
+
+// open has the decision recorded and connects to the server. If it returns
+// false the connection has ended.
+func (f *flow) open() bool {
+	f.process = f.who.wait(f.s.ctx)
+	if err := f.s.records.write(f.record(control.Allow, "", "")); err != nil {
+		f.answer(f.proto, fault{reason: policy.Unrecorded, proto: f.proto})
+		return false
+	}
+	f.mu.Lock()
+	v := f.verdict
+	f.mu.Unlock()
+	up, fail := f.s.connect(f.ctx, f.target, v)
+	if fail == nil && f.connected(up) {
+		return true
+	}
+	f.mu.Lock()
+	cut := f.cut
+	if fail != nil {
+		f.addr = fail.addr
+	}
+	f.mu.Unlock()
+	switch {
+	case cut != "":
+		f.finish()
+	case fail == nil: // the conversation is over
+	case fail.reason == "":
+		f.s.records.note(f.record(control.Fail, "", fail.detail))
+		f.answerFailed(fail)
+	default:
+		f.refuse(fault{reason: fail.reason, detail: fail.detail, proto: f.proto})
+	}
+	return false
+}
+
+// connected takes the server's connection over, unless the flow was cut.
+func (f *flow) connected(up *net.TCPConn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.gone {
+		reset(up)
+		return false
+	}
+	f.up, f.addr = up, addrPort(up.RemoteAddr())
+	return true
+}
+
+// end ends an open connection for a reason that its record tells.
+func (f *flow) end(reason policy.Reason, detail string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cut == "" {
+		f.cut, f.detail = reason, detail
+	}
+	f.abortLocked()
+}
+
+// abort resets both ends. What blocks on them returns.
+func (f *flow) abort() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.abortLocked()
+}
+
+func (f *flow) abortLocked() {
+	if f.gone {
+		return
+	}
+	f.gone = true
+	if f.cancel != nil {
+		f.cancel()
+	}
+	reset(f.c)
+	if f.up != nil {
+		reset(f.up)
+	}
+}
+
+// finish records the end.
+func (f *flow) finish() {
+	f.mu.Lock()
+	cut, detail := f.cut, f.detail
+	f.mu.Unlock()
+	verdict := control.End
+	if cut != "" {
+		verdict = control.Cut
+	}
+	f.s.records.note(f.record(verdict, cut, detail))
+}
+
+// close lets go of everything.
+func (f *flow) close() {
+	f.c.Close()
+	f.mu.Lock()
+	up := f.up
+	f.mu.Unlock()
+	if up != nil {
+		up.Close()
+	}
+	f.unname()
+}
+
+func (f *flow) unname() {
+	if f.named {
+		f.s.pool.Close(f.dst.Addr())
+	}
+}
+
+// record describes the connection as it is now.
+func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail string) control.Record {
+	f.mu.Lock()
+	addr, where, generation := f.addr, f.verdict.where, f.verdict.generation
+	f.mu.Unlock()
+	r := control.Record{
+		Verdict: verdict, Proto: f.proto, Host: f.target.name(), Port: f.target.port,
+		Addr: addr, Src: f.src, Reason: string(reason), Detail: detail,
+		Rule: where, Generation: generation,
+		Request: f.request, Method: f.method, Process: f.process,
+	}
+	if f.target.host == "" && !r.Addr.IsValid() {
+		r.Addr = f.dst
+	}
+	if verdict != control.Allow && verdict != control.Refuse {
+		r.Sent, r.Got, r.Lasted = f.sent, f.got, time.Since(f.started)
+	}
+	return r
+}
+
+// questionRefused records a DNS question that got no address.
+func (s *server) questionRefused(q dns.Question) {
+	s.records.noteRefusal(control.Record{
+		Verdict: control.Refuse, Proto: "dns", Host: q.Host, Port: 53, Src: q.Src,
+		Reason: string(q.Reason), Detail: "question of type " + q.Type,
+		Generation: s.rules.Load().generation,
+		Request:    s.boot + "-" + strconv.FormatUint(s.serial.Add(1), 10),
+	})
+}

@@ -1,0 +1,257 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/specs/policy"
+)
+
+// errGone says that the monitor is gone and nothing can be recorded.
+var errGone = errors.New("cannot record: the monitor is gone")
+
+// recorder has decisions written by the monitor. One message at a time is on
+// its way; what is decided meanwhile goes with the next, so that a busy gateway
+// writes few and large ones.
+type recorder struct {
+	ctx  context.Context
+	conn *control.Conn
+	wake chan struct{} // there is something to send
+
+	mu     sync.Mutex
+	n      uint64    // number of the last record sent
+	urgent []pending // refusals wait behind them, so that a flood starves nobody
+	others []pending
+	sent   []pending // on their way, numbered up to n
+	folds  folds
+}
+
+// pending is a record to be written, and who waits for that.
+type pending struct {
+	record control.Record
+	done   chan error // capacity 1; nil: nobody
+}
+
+func newRecorder(ctx context.Context, conn *control.Conn) *recorder {
+	return &recorder{ctx: ctx, conn: conn, wake: make(chan struct{}, 1)}
+}
+
+// write returns when the record is in the log, or why it is not.
+func (r *recorder) write(rec control.Record) error {
+	return r.await(rec, &r.urgent)
+}
+
+// note has the record written some time.
+func (r *recorder) note(rec control.Record) {
+	r.add(pending{record: rec}, &r.urgent)
+}
+
+// refuse has a refusal written: at once, or as one of many.
+func (r *recorder) refuse(rec control.Record) error {
+	if r.folded(rec) {
+		return nil
+	}
+	return r.await(rec, &r.others)
+}
+
+// noteRefusal does the same and waits for nothing.
+func (r *recorder) noteRefusal(rec control.Record) {
+	if !r.folded(rec) {
+		r.add(pending{record: rec}, &r.others)
+	}
+}
+
+func (r *recorder) await(rec control.Record, queue *[]pending) error {
+	done := make(chan error, 1)
+	r.add(pending{rec, done}, queue)
+	select {
+	case err := <-done:
+		return err
+	case <-r.ctx.Done():
+		return errGone
+	}
+}
+
+func (r *recorder) add(p pending, queue *[]pending) {
+	if len(p.record.Detail) > maxDetail {
+		p.record.Detail = p.record.Detail[:maxDetail]
+	}
+	r.mu.Lock()
+	*queue = append(*queue, p)
+	idle := len(r.sent) == 0
+	r.mu.Unlock()
+	if idle {
+		r.poke()
+	}
+}
+
+func (r *recorder) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// send sends what has gathered, message by message.
+func (r *recorder) send() {
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-r.wake:
+		}
+		batch, n := r.batch()
+		if len(batch) == 0 {
+			continue
+		}
+		if err := r.conn.Send(control.ToMonitorFromWorker{Records: &control.Records{N: n, List: batch}}); err != nil {
+			r.written(&control.Written{N: n, Fault: err.Error()})
+		}
+	}
+}
+
+// batch takes the next records, unless some are on their way.
+func (r *recorder) batch() ([]control.Record, uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.sent) > 0 {
+		return nil, 0
+	}
+	room := maxBatch
+	for _, queue := range []*[]pending{&r.urgent, &r.others} {
+		k := 0
+		for k < len(*queue) && (room > 0 || len(r.sent) == 0) {
+			room -= weight(&(*queue)[k].record)
+			k++
+		}
+		r.sent = append(r.sent, (*queue)[:k]...)
+		rest := copy(*queue, (*queue)[k:])
+		clear((*queue)[rest:])
+		*queue = (*queue)[:rest]
+	}
+	list := make([]control.Record, len(r.sent))
+	for i, p := range r.sent {
+		list[i] = p.record
+	}
+	r.n += uint64(len(list))
+	return list, r.n
+}
+
+// weight estimates the length of a record in JSON, from above: escaping makes
+// six characters of one.
+func weight(r *control.Record) int {
+	n := 1024 + 6*(len(r.Host)+len(r.Detail)+len(r.Rule)+len(r.Method))
+	if p := r.Process; p != nil {
+		n += 6 * (len(p.Name) + len(p.Exe))
+		for _, list := range [][]string{p.Args, p.Ancestors} {
+			for _, s := range list {
+				n += 6*len(s) + 3
+			}
+		}
+	}
+	return n
+}
+
+// written is the monitor's answer.
+func (r *recorder) written(w *control.Written) {
+	var err error
+	if w.Fault != "" {
+		err = errors.New(w.Fault)
+	}
+	r.mu.Lock()
+	done := len(r.sent)
+	if w.N < r.n { // the first of several answers
+		done = max(0, done-int(min(r.n-w.N, uint64(done))))
+	}
+	answered := r.sent[:done:done]
+	r.sent = r.sent[done:]
+	if len(r.sent) == 0 {
+		r.sent = nil
+	}
+	more := len(r.sent) == 0 && len(r.urgent)+len(r.others) > 0
+	r.mu.Unlock()
+	for _, p := range answered {
+		if p.done != nil {
+			p.done <- err
+		}
+	}
+	if more {
+		r.poke()
+	}
+}
+
+// folds counts refusals, second by second.
+type folds struct {
+	second int64
+	all    int // refusals in it
+	byKey  map[string]*fold
+	timer  bool // a flush is due
+}
+
+// fold is what is known of the refusals of one host and port in one second.
+type fold struct {
+	n     int
+	more  int            // not recorded one by one
+	first control.Record // of those
+}
+
+// folded tells whether a refusal is one of too many to be recorded by itself.
+func (r *recorder) folded(rec control.Record) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now().Unix()
+	if now != r.folds.second {
+		r.flush()
+		r.folds.second, r.folds.all = now, 0
+	}
+	key := rec.Host + ":" + strconv.Itoa(int(rec.Port))
+	f := r.folds.byKey[key]
+	if f == nil && len(r.folds.byKey) >= maxFolds {
+		key = ""
+		f = r.folds.byKey[key]
+	}
+	if f == nil {
+		if r.folds.byKey == nil {
+			r.folds.byKey = map[string]*fold{}
+		}
+		f = &fold{}
+		r.folds.byKey[key] = f
+	}
+	f.n++
+	r.folds.all++
+	if f.n <= foldKey && r.folds.all <= foldAll && key != "" {
+		return false
+	}
+	if f.more++; f.more == 1 {
+		f.first = rec
+		if key == "" {
+			f.first.Host, f.first.Port, f.first.Reason, f.first.Detail = "", 0, string(policy.TooMany), "refusals of many hosts and ports"
+		}
+	}
+	if !r.folds.timer {
+		r.folds.timer = true
+		time.AfterFunc(time.Second, func() {
+			r.mu.Lock()
+			r.folds.timer = false
+			r.flush()
+			r.mu.Unlock()
+			r.poke()
+		})
+	}
+	return true
+}
+
+// flush turns what was folded into records. r.mu is held.
+func (r *recorder) flush() {
+	for _, f := range r.folds.byKey {
+		if f.more > 0 {
+			f.first.Count = f.more
+			r.others = append(r.others, pending{record: f.first})
+		}
+	}
+	r.folds.byKey = nil
+}

@@ -1,0 +1,165 @@
+package worker
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// buffers are of copySize bytes.
+var buffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+
+// source reads a connection and holds a buffer only while there are bytes in
+// it: a thousand silent connections hold none.
+type source struct {
+	c    *net.TCPConn
+	raw  syscall.RawConn
+	own  *[copySize]byte // from the pool; nil: none held
+	buf  []byte          // what was read and not released
+	err  error
+	read func(fd uintptr) bool
+}
+
+func newSource(c *net.TCPConn) (*source, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &source{c: c, raw: raw}
+	s.read = s.readOnce
+	return s, nil
+}
+
+// more waits for bytes and adds them to those held, up to limit in all. It
+// returns all that are held; they are good until release. The error is io.EOF
+// at the end.
+func (s *source) more(limit int) ([]byte, error) {
+	if len(s.buf) >= limit {
+		return s.buf, io.ErrShortBuffer
+	}
+	s.err = nil
+	if err := s.raw.Read(s.read); err != nil {
+		return s.buf, err
+	}
+	return s.buf, s.err
+}
+
+// readOnce reads once; false asks to be called again when there is something
+// to read.
+func (s *source) readOnce(fd uintptr) bool {
+	had := s.own != nil
+	if !had {
+		s.own = buffers.Get().(*[copySize]byte)
+		s.buf = s.own[:0]
+	}
+	if len(s.buf) == cap(s.buf) { // the rare long ClientHello
+		s.buf = append(make([]byte, 0, 2*cap(s.buf)), s.buf...)
+	}
+	n, err := unix.Read(int(fd), s.buf[len(s.buf):cap(s.buf)])
+	for err == unix.EINTR {
+		n, err = unix.Read(int(fd), s.buf[len(s.buf):cap(s.buf)])
+	}
+	switch {
+	case err == unix.EAGAIN:
+		if !had {
+			s.release()
+		}
+		return false
+	case err != nil:
+		s.err = err
+	case n == 0:
+		s.err = io.EOF
+	default:
+		s.buf = s.buf[:len(s.buf)+n]
+	}
+	return true
+}
+
+// release gives the buffer back.
+func (s *source) release() {
+	if s.own != nil {
+		buffers.Put(s.own)
+	}
+	s.own, s.buf = nil, nil
+}
+
+// pass copies what s still has to say to dst, until its end, and tells dst of
+// the end. It returns how many bytes dst took. Where s was reset, both are.
+func (f *flow) pass(dst *net.TCPConn, s *source) int64 {
+	defer s.release()
+	var n int64
+	for n < spliceAfter {
+		if len(s.buf) == 0 {
+			if _, err := s.more(copySize); err != nil {
+				f.ended(dst, s.c, err)
+				return n
+			}
+		}
+		m, err := dst.Write(s.buf)
+		s.release()
+		n += int64(m)
+		if err != nil {
+			f.ended(dst, s.c, err)
+			return n
+		}
+	}
+	m, err := dst.ReadFrom(s.c)
+	n += m
+	if err == nil {
+		err = io.EOF
+	}
+	f.ended(dst, s.c, err)
+	return n
+}
+
+// ended carries the end of one direction on. The end of src is told to dst; a
+// reset of src is one of dst. If it is dst that is gone, what it still had to
+// say, such as an answer before its reset, passes the other way: nothing is
+// done here.
+func (f *flow) ended(dst, src *net.TCPConn, err error) {
+	switch {
+	case !errors.Is(err, io.EOF):
+		if isReset(src) {
+			f.abort()
+		}
+	case dst != f.c || !f.last.Load():
+		dst.CloseWrite()
+	}
+}
+
+// isReset tells whether a connection is gone: reset, timed out or closed.
+func isReset(c *net.TCPConn) bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := true
+	raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		gone = err != nil || info.State == tcpClose
+	})
+	return gone
+}
+
+// tcpClose is TCP_CLOSE of the kernel's include/net/tcp_states.h.
+const tcpClose = 7
+
+// passing tells whether an error of accept(2) goes away by itself.
+func passing(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR, unix.EAGAIN, unix.EPERM, unix.EPROTO} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// reset ends a connection with an RST instead of a FIN.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}

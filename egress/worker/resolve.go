@@ -1,0 +1,238 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	wire "github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
+)
+
+// resolver asks the nameservers for the addresses of allowed names, and
+// remembers them for as long as they say.
+type resolver struct {
+	ctx     context.Context // of the questions, which several callers may share
+	servers []netip.Addr
+	port    uint16 // of the servers
+	group   singleflight.Group
+
+	mu    sync.Mutex
+	known map[string]answer
+}
+
+type answer struct {
+	addrs []netip.Addr
+	err   error
+	until time.Time
+}
+
+// errNoAddress says that a name has none.
+var errNoAddress = errors.New("the name has no address")
+
+func newResolver(ctx context.Context, servers []netip.Addr) *resolver {
+	return &resolver{ctx: ctx, servers: servers, port: 53, known: map[string]answer{}}
+}
+
+// lookup returns the addresses of host, the two families taking turns, IPv6
+// first (RFC 8305, section 4).
+func (r *resolver) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if a, ok := r.remembered(host); ok {
+		return a.addrs, a.err
+	}
+	ch := r.group.DoChan(host, func() (any, error) {
+		a := r.ask(host)
+		r.remember(host, a)
+		return a, nil
+	})
+	select {
+	case res := <-ch:
+		a := res.Val.(answer)
+		return a.addrs, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cannot resolve %s: %w", host, context.Cause(ctx))
+	}
+}
+
+func (r *resolver) remembered(host string) (answer, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, ok := r.known[host]
+	return a, ok && time.Now().Before(a.until)
+}
+
+func (r *resolver) remember(host string, a answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) >= maxNames {
+		now := time.Now()
+		for name, old := range r.known {
+			if !now.Before(old.until) {
+				delete(r.known, name)
+			}
+		}
+	}
+	for name := range r.known {
+		if len(r.known) < maxNames {
+			break
+		}
+		delete(r.known, name)
+	}
+	r.known[host] = a
+}
+
+// ask asks for both families at once. One family that cannot be had does not
+// spoil the other.
+func (r *resolver) ask(host string) answer {
+	type half struct {
+		addrs []netip.Addr
+		ttl   time.Duration
+		err   error
+	}
+	six := make(chan half, 1)
+	go func() {
+		addrs, ttl, err := r.question(host, wire.TypeAAAA)
+		six <- half{addrs, ttl, err}
+	}()
+	addrs4, ttl4, err4 := r.question(host, wire.TypeA)
+	h6 := <-six
+	addrs := alternate(h6.addrs, addrs4)
+	if len(addrs) == 0 {
+		err := errNoAddress
+		if e := errors.Join(err4, h6.err); e != nil {
+			err = fmt.Errorf("cannot resolve the name: %w", firstOf(err4, h6.err))
+		}
+		return answer{err: err, until: time.Now().Add(badTTL)}
+	}
+	ttl := min(ttl4, h6.ttl)
+	return answer{addrs: addrs, until: time.Now().Add(min(max(ttl, minTTL), maxTTL))}
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func alternate(a, b []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for i := range max(len(a), len(b)) {
+		if i < len(a) {
+			out = append(out, a[i])
+		}
+		if i < len(b) {
+			out = append(out, b[i])
+		}
+	}
+	return out
+}
+
+// question asks each nameserver in turn until one answers.
+func (r *resolver) question(host string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	err := errors.New("no nameserver is known")
+	for range queryRounds {
+		for _, server := range r.servers {
+			var m *wire.Msg
+			if m, err = r.exchange(server, host, qtype); err == nil {
+				addrs, ttl := collect(m, host, qtype)
+				return addrs, ttl, nil
+			}
+			if r.ctx.Err() != nil {
+				return nil, maxTTL, err
+			}
+		}
+	}
+	return nil, maxTTL, err
+}
+
+// exchange asks one nameserver over UDP, and over TCP if the answer was cut.
+func (r *resolver) exchange(server netip.Addr, host string, qtype uint16) (*wire.Msg, error) {
+	q := new(wire.Msg)
+	q.SetQuestion(host+".", qtype)
+	q.SetEdns0(1232, false)
+	to := netip.AddrPortFrom(server, r.port).String()
+	for _, network := range []string{"udp", "tcp"} {
+		m, err := r.send(network, to, q)
+		if err != nil {
+			return nil, fmt.Errorf("nameserver %s: %s", server, cause(err))
+		}
+		if m.Truncated && network == "udp" {
+			continue
+		}
+		if len(m.Question) != 1 || !strings.EqualFold(m.Question[0].Name, q.Question[0].Name) || m.Question[0].Qtype != qtype {
+			return nil, fmt.Errorf("nameserver %s: the answer is to another question", server)
+		}
+		switch m.Rcode {
+		case wire.RcodeSuccess, wire.RcodeNameError:
+			return m, nil
+		}
+		return nil, fmt.Errorf("nameserver %s: %s", server, wire.RcodeToString[m.Rcode])
+	}
+	return nil, fmt.Errorf("nameserver %s: the answer is cut off", server)
+}
+
+// send sends one question over a socket of its own, whose port the kernel
+// chooses at random.
+func (r *resolver) send(network, to string, q *wire.Msg) (*wire.Msg, error) {
+	ctx, cancel := context.WithTimeout(r.ctx, queryTime)
+	defer cancel()
+	client := wire.Client{Net: network, Timeout: queryTime, UDPSize: 1232}
+	c, err := client.DialContext(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	m, _, err := client.ExchangeWithConnContext(ctx, q, c)
+	return m, err
+}
+
+// collect returns the addresses that an answer gives to host, through its
+// aliases, and for how long.
+func collect(m *wire.Msg, host string, qtype uint16) ([]netip.Addr, time.Duration) {
+	var addrs []netip.Addr
+	ttl := maxTTL
+	owner := host + "."
+	for range maxAddrs { // aliases of aliases, and no circle
+		next := ""
+		for _, rr := range m.Answer {
+			if !strings.EqualFold(rr.Header().Name, owner) {
+				continue
+			}
+			var ip net.IP
+			switch rr := rr.(type) {
+			case *wire.CNAME:
+				next = rr.Target
+			case *wire.A:
+				ip = rr.A
+			case *wire.AAAA:
+				ip = rr.AAAA
+			default:
+				continue
+			}
+			ttl = min(ttl, time.Duration(rr.Header().Ttl)*time.Second)
+			if rr.Header().Rrtype != qtype {
+				continue
+			}
+			if a, ok := netip.AddrFromSlice(ip); ok {
+				if qtype == wire.TypeA {
+					a = a.Unmap()
+				}
+				addrs = append(addrs, a)
+			}
+		}
+		if next == "" {
+			break
+		}
+		owner = next
+	}
+	return addrs, ttl
+}
