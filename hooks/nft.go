@@ -1,0 +1,394 @@
+package hooks
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is the one nftables table of ours, in either namespace.
+const tableName = "nemoclaw"
+
+func table() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
+}
+
+// A chain is a base chain with its rules, in order.
+type chain struct {
+	name   string
+	kind   nftables.ChainType
+	hook   *nftables.ChainHook
+	prio   nftables.ChainPriority
+	policy nftables.ChainPolicy
+	rules  []words
+}
+
+// words are a rule's expressions; a sentence is put together from several.
+type words []expr.Any
+
+// rule appends a rule made of parts.
+func (c *chain) rule(parts ...words) { c.rules = append(c.rules, slices.Concat(parts...)) }
+
+// load queues chains, with their rules, for the next Flush.
+func load(c *nftables.Conn, t *nftables.Table, chains []chain) {
+	for _, ch := range chains {
+		kc := c.AddChain(&nftables.Chain{Name: ch.name, Table: t, Type: ch.kind, Hooknum: ch.hook, Priority: &ch.prio, Policy: &ch.policy})
+		for _, exprs := range ch.rules {
+			c.AddRule(&nftables.Rule{Table: t, Chain: kc, Exprs: exprs})
+		}
+	}
+}
+
+// compare says how the kernel's table differs from chains: a chain that is
+// missing, hooked elsewhere, of another policy, or without some of its rules.
+func compare(c *nftables.Conn, chains []chain) error {
+	have, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("cannot list the fence's chains: %w", err)
+	}
+	for _, want := range chains {
+		i := slices.IndexFunc(have, func(k *nftables.Chain) bool { return k.Table.Name == tableName && k.Name == want.name })
+		if i < 0 {
+			return fmt.Errorf("the fence's chain %s is missing", want.name)
+		}
+		k := have[i]
+		if k.Hooknum == nil || *k.Hooknum != *want.hook || k.Priority == nil || *k.Priority != want.prio || k.Type != want.kind {
+			return fmt.Errorf("the fence's chain %s is not where it was put", want.name)
+		}
+		if k.Policy == nil || *k.Policy != want.policy {
+			return fmt.Errorf("the fence's chain %s has another policy", want.name)
+		}
+		rules, err := c.GetRules(table(), k)
+		if err != nil {
+			return fmt.Errorf("cannot list the rules of the fence's chain %s: %w", want.name, err)
+		}
+		if len(rules) != len(want.rules) {
+			return fmt.Errorf("the fence's chain %s has %d rules and not %d", want.name, len(rules), len(want.rules))
+		}
+	}
+	return nil
+}
+
+// The sets of the inner table: what the container answers for itself, and the
+// indexes of the stand-ins.
+func own4Set() *nftables.Set {
+	return &nftables.Set{Table: table(), Name: "own4", ID: 1, KeyType: nftables.TypeIPAddr, Interval: true}
+}
+
+func own6Set() *nftables.Set {
+	return &nftables.Set{Table: table(), Name: "own6", ID: 2, KeyType: nftables.TypeIP6Addr}
+}
+
+func linksSet() *nftables.Set {
+	return &nftables.Set{Table: table(), Name: "links", ID: 3, KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian}
+}
+
+// own are the addresses of the inner namespace that are not steered away:
+// loopback, the sandbox's own and those of the stand-ins.
+func own(standins []netip.Addr) (v4, v6 []nftables.SetElement) {
+	addrs := append([]netip.Addr{self4, self6, netip.IPv6Loopback()}, standins...)
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	v4 = interval(netip.MustParseAddr("127.0.0.0"), netip.MustParseAddr("128.0.0.0"))
+	for _, a := range slices.Compact(addrs) {
+		if a.Is4() {
+			v4 = append(v4, interval(a, a.Next())...)
+		} else {
+			v6 = append(v6, nftables.SetElement{Key: a.AsSlice()})
+		}
+	}
+	return v4, v6
+}
+
+// interval is the addresses from first up to, and without, end.
+func interval(first, end netip.Addr) []nftables.SetElement {
+	return []nftables.SetElement{{Key: first.AsSlice()}, {Key: end.AsSlice(), IntervalEnd: true}}
+}
+
+// innerChains are the fence. Steering routes (Seal) bring every packet that a
+// program sends back in over lo; here it is turned to a listener or refused,
+// and whatever would leave by another interface is refused, or dropped.
+// Without v6 the kernel has no IPv6: its packets are dropped should it get it.
+func innerChains(v6 bool) []chain {
+	own4, own6, links := own4Set(), own6Set(), linksSet()
+	onLinks := func(k expr.MetaKey) words {
+		return words{&expr.Meta{Key: k, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: links.Name, SetID: links.ID}}
+	}
+	resolver := netip.MustParseAddr("127.0.0.11") // Docker's, which asks from the host
+
+	// No connection tracking for what is steered: its answer would be all that
+	// it is tracked for. Loopback is spared, where Docker's NAT may need it.
+	raw := chain{name: "raw_out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityRaw, policy: nftables.ChainPolicyAccept}
+	raw.rule(toLo, tcp, ipv4, inLoopback(daddr4, expr.CmpOpNeq), inLoopback(saddr4, expr.CmpOpNeq), notrack)
+
+	steer := chain{name: "steer", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityMangle, policy: nftables.ChainPolicyAccept}
+	steer.rule(notFromLo, back)
+	steer.rule(to(resolver), marked(Mark), back)
+	steer.rule(toSet(own4, false), back)
+	if v6 {
+		steer.rule(toSet(own6, false), back)
+	}
+	steer.rule(to(gate4), tcp, dport(dnsPort), back)
+	steer.rule(ipv4, tcp, tproxy(gate4, tcpPort), accept)
+	if v6 {
+		steer.rule(to(gate6), tcp, dport(dnsPort), back)
+		steer.rule(ipv6, tcp, tproxy(gate6, tcpPort), accept)
+	}
+	// Without a listener tproxy does not match: a dead gateway refuses at once.
+	steer.rule(tcp, opening, reset)
+
+	// A question to any resolver is answered by ours. The mark lets the
+	// gateway's own sockets through to the engine's resolver.
+	dns := chain{name: "dns", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityMangle, policy: nftables.ChainPolicyAccept}
+	dns.rule(marked(Mark), accept)
+	dns.rule(to(resolver), tcp, dport(dnsPort), dnat(gate4, dnsPort))
+	dns.rule(to(resolver), udp, dport(dnsPort), dnat(gate4, dnsPort))
+	dns.rule(toSet(own4, true), udp, dport(dnsPort), dnat(gate4, dnsPort))
+
+	out := chain{name: "out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop}
+	in := chain{name: "in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop}
+	if v6 {
+		raw.rule(toLo, tcp, notTo(netip.IPv6Loopback()), notrack)
+		dns.rule(toSet(own6, true), udp, dport(dnsPort), dnat(gate6, dnsPort))
+	} else {
+		out.rule(ipv6, drop)
+		in.rule(ipv6, drop)
+	}
+
+	out.rule(onLinks(expr.MetaKeyOIF), reply, established, accept)
+	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp, accept)
+	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp6, accept)
+	out.rule(notToLo, tcp, reset)
+	out.rule(notToLo, prohibited)
+	out.rule(to(resolver), unmarked(Mark), unreachable)
+	out.rule(accept)
+
+	// UDP is refused here and not in out: a program then sees ECONNREFUSED and
+	// not EPERM.
+	in.rule(fromLo, to(resolver), unmarked(Mark), original, drop)
+	in.rule(fromLo, tcp, accept)
+	in.rule(fromLo, reply, accept)
+	in.rule(fromLo, toSet(own4, false), accept)
+	in.rule(fromLo, to(gate4), accept)
+	if v6 {
+		in.rule(fromLo, toSet(own6, false), accept)
+		in.rule(fromLo, to(gate6), accept)
+	}
+	in.rule(fromLo, udp, unreachable)
+	in.rule(fromLo, prohibited)
+	in.rule(onLinks(expr.MetaKeyIIF), tcp, accept)
+	in.rule(onLinks(expr.MetaKeyIIF), udp, accept)
+	in.rule(onLinks(expr.MetaKeyIIF), related, icmp, accept)
+	in.rule(onLinks(expr.MetaKeyIIF), related, icmp6, accept)
+
+	forward := chain{name: "forw", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop}
+	return []chain{raw, steer, dns, out, in, forward}
+}
+
+// uplinkChains pass inbound flows on to the stand-ins and their replies back,
+// and nothing else between the two. With ingress "none" no flow is marked, so
+// none passes.
+func uplinkChains(links []plugged, ingress string) []chain {
+	fromOuter, toOuter := named(expr.MetaKeyIIFNAME, expr.CmpOpEq, outerPrefix), named(expr.MetaKeyOIFNAME, expr.CmpOpEq, outerPrefix)
+	notFromOuter := named(expr.MetaKeyIIFNAME, expr.CmpOpNeq, outerPrefix)
+
+	// The kernel clears a packet's mark between namespaces; the connection's
+	// is ours alone to set.
+	pre := chain{name: "pre", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookPrerouting, prio: *nftables.ChainPriorityMangle, policy: nftables.ChainPolicyAccept}
+	post := chain{name: "post", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept}
+	for _, l := range links {
+		from := words{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, is(expr.CmpOpEq, ifname(l.name))}
+		if ingress != "none" {
+			pre.rule(from, tcp, fresh, toUs, setConnMark(l.mark()))
+			pre.rule(from, udp, fresh, toUs, setConnMark(l.mark()))
+			pre.rule(from, connMarked(expr.CmpOpEq, l.mark()), original, setMark(l.mark()))
+		}
+		// An address of our own, so that the inner namespace needs no route out
+		// to answer, and never masquerade: for IPv6 that picks the container's
+		// own address, to which nothing can be answered.
+		onto := words{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, is(expr.CmpOpEq, ifname(l.outer()))}
+		post.rule(ipv4, onto, from, snat(l.caller4()))
+		post.rule(ipv6, onto, from, snat(l.caller6()))
+	}
+
+	forward := chain{name: "forw", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookForward, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop}
+	forward.rule(fromOuter, connMarked(expr.CmpOpNeq, 0), reply, established, accept)
+	forward.rule(fromOuter, connMarked(expr.CmpOpNeq, 0), reply, related, icmp, accept)
+	forward.rule(fromOuter, connMarked(expr.CmpOpNeq, 0), reply, related, icmp6, accept)
+	forward.rule(notFromOuter, toOuter, connMarked(expr.CmpOpNeq, 0), original, accept)
+
+	in := chain{name: "in", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyDrop}
+	in.rule(fromOuter, count, drop)
+	in.rule(fromLo, accept)
+	in.rule(established, accept)
+	in.rule(related, accept)
+	in.rule(icmp, icmpType(8), accept) // echo request
+	for _, kind := range []byte{128, 134, 135, 136} {
+		in.rule(icmp6, icmpType(kind), accept) // echo request; router and neighbour discovery
+	}
+	in.rule(tcp, reset)
+	in.rule(udp, unreachable)
+
+	out := chain{name: "out", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, prio: *nftables.ChainPriorityFilter, policy: nftables.ChainPolicyAccept}
+	out.rule(toOuter, drop)
+	return []chain{pre, post, forward, in, out}
+}
+
+// The vocabulary. Register 1 holds what is looked at.
+
+// An addressField is where an address stands in the IP header.
+type addressField struct {
+	family      byte
+	offset, len uint32
+}
+
+var (
+	saddr4 = addressField{unix.NFPROTO_IPV4, 12, 4}
+	daddr4 = addressField{unix.NFPROTO_IPV4, 16, 4}
+	daddr6 = addressField{unix.NFPROTO_IPV6, 24, 16}
+)
+
+func (f addressField) load(n uint32) expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: n}
+}
+
+func daddrOf(a netip.Addr) addressField {
+	if a.Is4() {
+		return daddr4
+	}
+	return daddr6
+}
+
+func is(op expr.CmpOp, value []byte) expr.Any { return &expr.Cmp{Op: op, Register: 1, Data: value} }
+
+func meta(k expr.MetaKey, op expr.CmpOp, value ...byte) words {
+	return words{&expr.Meta{Key: k, Register: 1}, is(op, value)}
+}
+
+func conn(k expr.CtKey, op expr.CmpOp, value ...byte) words {
+	return words{&expr.Ct{Key: k, Register: 1}, is(op, value)}
+}
+
+// state matches if the connection is in one of the states of bits.
+func state(bits uint32) words {
+	return words{&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(bits), Xor: native(0)},
+		is(expr.CmpOpNeq, native(0))}
+}
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+func port(v uint16) []byte   { return binaryutil.BigEndian.PutUint16(v) }
+
+// ifname is name as the kernel compares it whole: padded to IFNAMSIZ.
+func ifname(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
+
+// named matches the beginning of an interface's name.
+func named(k expr.MetaKey, op expr.CmpOp, prefix string) words { return meta(k, op, []byte(prefix)...) }
+
+var (
+	// lo has index 1 in every namespace (LOOPBACK_IFINDEX in the kernel).
+	fromLo    = meta(expr.MetaKeyIIF, expr.CmpOpEq, native(1)...)
+	notFromLo = meta(expr.MetaKeyIIF, expr.CmpOpNeq, native(1)...)
+	toLo      = meta(expr.MetaKeyOIF, expr.CmpOpEq, native(1)...)
+	notToLo   = meta(expr.MetaKeyOIF, expr.CmpOpNeq, native(1)...)
+
+	ipv4  = meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, unix.NFPROTO_IPV4)
+	ipv6  = meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, unix.NFPROTO_IPV6)
+	tcp   = meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, unix.IPPROTO_TCP)
+	udp   = meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, unix.IPPROTO_UDP)
+	icmp  = meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, unix.IPPROTO_ICMP)
+	icmp6 = meta(expr.MetaKeyL4PROTO, expr.CmpOpEq, unix.IPPROTO_ICMPV6)
+
+	// IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY.
+	original = conn(expr.CtKeyDIRECTION, expr.CmpOpEq, 0)
+	reply    = conn(expr.CtKeyDIRECTION, expr.CmpOpEq, 1)
+
+	fresh       = state(expr.CtStateBitNEW)
+	established = state(expr.CtStateBitESTABLISHED)
+	related     = state(expr.CtStateBitRELATED)
+
+	count   = words{&expr.Counter{}}
+	accept  = words{&expr.Verdict{Kind: expr.VerdictAccept}}
+	drop    = words{&expr.Verdict{Kind: expr.VerdictDrop}}
+	back    = words{&expr.Verdict{Kind: expr.VerdictReturn}}
+	notrack = words{&expr.Notrack{}}
+
+	reset       = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+	unreachable = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+	prohibited  = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+
+	// opening is a TCP segment with SYN and without ACK: RFC 9293, 3.1.
+	opening = words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}}, is(expr.CmpOpEq, []byte{0x02})}
+
+	// toUs is a destination in the local table.
+	toUs = words{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, is(expr.CmpOpEq, native(unix.RTN_LOCAL))}
+)
+
+func addressIs(a netip.Addr, op expr.CmpOp) words {
+	f := daddrOf(a)
+	return append(meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, f.family), f.load(f.len), is(op, a.AsSlice()))
+}
+
+func to(a netip.Addr) words    { return addressIs(a, expr.CmpOpEq) }
+func notTo(a netip.Addr) words { return addressIs(a, expr.CmpOpNeq) }
+
+// toSet matches a destination that is in s, or is not, of the family of s.
+func toSet(s *nftables.Set, invert bool) words {
+	f := daddr4
+	if s.KeyType == nftables.TypeIP6Addr {
+		f = daddr6
+	}
+	return append(meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, f.family), f.load(f.len),
+		&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID, Invert: invert})
+}
+
+// inLoopback compares the first byte of an IPv4 address with 127.
+func inLoopback(f addressField, op expr.CmpOp) words { return words{f.load(1), is(op, []byte{127})} }
+
+func dport(p uint16) words {
+	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, is(expr.CmpOpEq, port(p))}
+}
+
+func icmpType(kind byte) words {
+	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1}, is(expr.CmpOpEq, []byte{kind})}
+}
+
+func marked(m uint32) words   { return meta(expr.MetaKeyMARK, expr.CmpOpEq, native(m)...) }
+func unmarked(m uint32) words { return meta(expr.MetaKeyMARK, expr.CmpOpNeq, native(m)...) }
+
+func connMarked(op expr.CmpOp, m uint32) words { return conn(expr.CtKeyMARK, op, native(m)...) }
+
+func setMark(m uint32) words {
+	return words{&expr.Immediate{Register: 1, Data: native(m)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+func setConnMark(m uint32) words {
+	return words{&expr.Immediate{Register: 1, Data: native(m)}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+// target puts an address into register 1 and a port into register 2.
+func target(a netip.Addr, p uint16) words {
+	return words{&expr.Immediate{Register: 1, Data: a.AsSlice()}, &expr.Immediate{Register: 2, Data: port(p)}}
+}
+
+func tproxy(a netip.Addr, p uint16) words {
+	return append(target(a, p), &expr.TProxy{Family: daddrOf(a).family, TableFamily: byte(nftables.TableFamilyINet), RegAddr: 1, RegPort: 2})
+}
+
+func dnat(a netip.Addr, p uint16) words {
+	return append(target(a, p), &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(daddrOf(a).family), RegAddrMin: 1, RegProtoMin: 2})
+}
+
+func snat(a netip.Addr) words {
+	return words{&expr.Immediate{Register: 1, Data: a.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(daddrOf(a).family), RegAddrMin: 1}}
+}
