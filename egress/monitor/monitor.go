@@ -43,8 +43,7 @@ type Monitor struct {
 	// Listen opens the six sockets of control.Setup inside a namespace.
 	Listen func(inner *os.File) ([]*os.File, error)
 	// Unplug removes every link of the uplink. It is called once init has
-	// ended, and only for an uplink that is pinned in Dir: a namespace that
-	// a policy names belongs to others.
+	// ended, and only for an uplink that was made for this sandbox.
 	Unplug func(uplink *os.File) error
 	// Cgroup is where the monitor and its worker make a cgroup of their own,
 	// e.g. /sys/fs/cgroup. Empty: they stay where they are.
@@ -150,11 +149,11 @@ func (m *Monitor) attach(creator *control.Conn) error {
 
 // announce tells delete how to signal this process.
 func (m *Monitor) announce() error {
-	self, err := readStat(os.Getpid())
+	start, err := control.StartTime(os.Getpid())
 	if err != nil {
 		return err
 	}
-	return control.WriteMonitor(m.Dir, &control.Monitor{PID: os.Getpid(), Start: self.start})
+	return control.WriteMonitor(m.Dir, &control.Monitor{PID: os.Getpid(), Start: start})
 }
 
 // loadRules makes the first generation of rules from what create parsed, and
@@ -285,23 +284,12 @@ func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
 // unplug takes the uplink's links away at once: Docker's restart gives their
 // addresses to the next container.
 func (m *Monitor) unplug() {
-	if m.Unplug == nil || m.attached.HostUplink || !m.ownsUplink() {
+	if m.Unplug == nil || !m.attached.OwnUplink {
 		return
 	}
 	if err := m.Unplug(m.uplink); err != nil {
 		m.note(err.Error())
 	}
-}
-
-// ownsUplink reports whether the uplink was made for this sandbox: then it is
-// pinned in the state directory.
-func (m *Monitor) ownsUplink() bool {
-	pin, err := os.Stat(filepath.Join(m.Dir, control.UplinkPin))
-	if err != nil {
-		return false
-	}
-	ns, err := m.uplink.Stat()
-	return err == nil && os.SameFile(pin, ns)
 }
 
 // end lets the last records arrive, closes the chain and removes what only a

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"unsafe"
+
+	"github.com/landlock-lsm/go-landlock/landlock"
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/egress/worker"
+	"nemoclaw/specs/seccomp"
+)
+
+const (
+	// workerMemory is what the collector keeps a worker's heap below, in bytes.
+	workerMemory = 160 << 20
+	// nobody is the user and group of a worker.
+	nobody = 65534
+	// minLandlock is the least Landlock ABI that a worker runs under: the
+	// first that mediates truncation (Linux 6.2).
+	minLandlock = 3
+)
+
+// runWorker gives everything up, then decides connections.
+func runWorker() error {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(workerMemory)
+	unix.CloseOnExec(conversation)
+	conn, err := control.FromFile(os.NewFile(conversation, "monitor"))
+	if err != nil {
+		return err
+	}
+	if err := confine(); err != nil {
+		return fmt.Errorf("cannot confine the worker: %w", err)
+	}
+	return new(worker.Worker).Run(conn)
+}
+
+// confine takes from this process, all threads of it, its user, the file
+// system and the system calls that it has no use for. It comes before the
+// first byte of the agent's is read, and there is no way back.
+func confine() error {
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("setgroups: %w", err)
+	}
+	if err := syscall.Setresgid(nobody, nobody, nobody); err != nil {
+		return fmt.Errorf("setresgid: %w", err)
+	}
+	if err := syscall.Setresuid(nobody, nobody, nobody); err != nil {
+		return fmt.Errorf("setresuid: %w", err)
+	}
+	abi, err := ll.LandlockGetABIVersion()
+	if err != nil || abi < minLandlock {
+		return errors.Join(fmt.Errorf("Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
+	}
+	// All rights of the file system that this kernel knows, and no rule:
+	// nothing can be opened. The ABI has been checked, so "best effort" only
+	// leaves out what the kernel has no name for. No_new_privs comes with it.
+	if err := landlock.V9.BestEffort().RestrictPaths(); err != nil {
+		return err
+	}
+	if _, err := os.Open("/"); err == nil {
+		return errors.New("Landlock does not hold")
+	}
+	return loadFilter()
+}
+
+// loadFilter loads the seccomp filter for all threads (seccomp(2), TSYNC since
+// Linux 3.17).
+func loadFilter() error {
+	filter, err := seccomp.Worker()
+	if err != nil {
+		return err
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return fmt.Errorf("seccomp: %w", errno)
+	}
+	if r != 0 {
+		return fmt.Errorf("seccomp: thread %d would not take the filter", r)
+	}
+	return nil
+}
