@@ -1,0 +1,534 @@
+package monitor
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+)
+
+// patience is how long a test waits for an event that must come.
+const patience = 20 * time.Second
+
+// TestMain lets this binary be the processes that a sandbox consists of.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "worker" {
+		puppet(os.Args[2])
+		return
+	}
+	if len(os.Args) == 2 && os.Args[1] == "init" {
+		io.Copy(io.Discard, os.Stdin) // until the test ends it
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "connect" {
+		connect(os.Args[2])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// puppet is a worker without a will: it tells the test what the monitor says,
+// and says what the test tells it.
+func puppet(socket string) {
+	conn, err := control.FromFile(os.NewFile(3, "monitor"))
+	if err != nil {
+		panic(err)
+	}
+	strings, err := net.Dial("unix", socket)
+	if err != nil {
+		panic(err)
+	}
+	go func() {
+		for dec := json.NewDecoder(strings); ; {
+			var msg control.ToMonitorFromWorker
+			if dec.Decode(&msg) != nil {
+				os.Exit(1) // the test wants it dead
+			}
+			conn.Send(msg)
+		}
+	}()
+	for enc := json.NewEncoder(strings); ; {
+		var msg control.ToWorker
+		files, err := conn.Recv(&msg)
+		if err != nil {
+			return
+		}
+		enc.Encode(heard{msg, len(files), netns()})
+		control.CloseAll(files)
+	}
+}
+
+// heard is a message as the puppet passes it on.
+type heard struct {
+	control.ToWorker
+	Files int
+	Netns string
+}
+
+func netns() string {
+	ns, _ := os.Readlink("/proc/thread-self/ns/net")
+	return ns
+}
+
+// connect is a program of the sandbox: it opens a connection and keeps it.
+func connect(to string) {
+	c, err := net.Dial("tcp", to)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(c.LocalAddr())
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// sandbox is one with a real monitor, real namespaces and a puppet.
+type sandbox struct {
+	t       *testing.T
+	dir     string
+	log     string
+	policy  string
+	inner   *os.File
+	uplink  *os.File
+	creator *control.Conn
+	init    *exec.Cmd
+	stdin   io.Closer
+	workers chan *puppeteer
+	unplugs chan string
+	stop    context.CancelFunc
+	ended   chan error
+}
+
+const onlyExample = "egress:\n  rules:\n    - host: api.example.org\n      port: 443\n"
+
+// newSandbox brings a sandbox up to the monitor's start.
+func newSandbox(t *testing.T) *sandbox {
+	t.Helper()
+	needRoot(t)
+	dir := t.TempDir()
+	s := &sandbox{
+		t:       t,
+		dir:     dir,
+		log:     filepath.Join(dir, "log", "web.jsonl"),
+		policy:  filepath.Join(dir, "policy", "policy.yaml"),
+		inner:   newNetns(t),
+		uplink:  newNetns(t),
+		workers: make(chan *puppeteer, 8),
+		unplugs: make(chan string, 8),
+		ended:   make(chan error, 1),
+	}
+	os.Mkdir(filepath.Dir(s.policy), 0o755)
+	s.save(onlyExample)
+	s.begin()
+	return s
+}
+
+// begin starts a monitor for the sandbox.
+func (s *sandbox) begin() {
+	s.t.Helper()
+	strings := filepath.Join(s.dir, "strings")
+	os.Remove(strings)
+	l, err := net.Listen("unix", strings)
+	s.must(err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.workers <- newPuppeteer(s.t, c)
+		}
+	}()
+	ours, theirs, err := control.Pair()
+	s.must(err)
+	s.creator = ours
+	conn, err := control.FromFile(theirs)
+	s.must(err)
+	m := &Monitor{
+		Dir:    s.dir,
+		Worker: []string{"/proc/self/exe", "worker", strings},
+		Listen: listenIn,
+		Unplug: func(ns *os.File) error { s.unplugs <- inodeOf(ns); return nil },
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	ended := s.ended
+	go func() { ended <- m.Run(ctx, conn, nil) }()
+	s.t.Cleanup(func() {
+		stop()
+		ours.Close()
+		<-ended
+		l.Close()
+	})
+}
+
+func (s *sandbox) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// save writes the policy as an editor does: a new file in the old one's place.
+func (s *sandbox) save(src string) {
+	s.t.Helper()
+	s.must(os.WriteFile(s.policy+".new", []byte(src), 0o644))
+	s.must(os.Rename(s.policy+".new", s.policy))
+}
+
+func (s *sandbox) attach() control.FromMonitor {
+	s.t.Helper()
+	src, err := os.ReadFile(s.policy)
+	s.must(err)
+	return s.ask(control.ToMonitor{Attach: &control.Attach{
+		ID: "web", Root: "/run/engine", PolicyName: "default", PolicyFile: s.policy, Policy: src,
+		AuditLog: s.log, OwnUplink: true, Notes: []string{"capability NET_RAW was cut"},
+	}}, s.inner, s.uplink)
+}
+
+func (s *sandbox) ask(msg control.ToMonitor, files ...*os.File) (answer control.FromMonitor) {
+	s.t.Helper()
+	s.must(s.creator.Send(msg, files...))
+	got, err := s.creator.Recv(&answer)
+	s.must(err)
+	control.CloseAll(got)
+	return answer
+}
+
+// commit starts an init and makes the sandbox its.
+func (s *sandbox) commit(files ...*os.File) {
+	s.t.Helper()
+	s.init = exec.Command("/proc/self/exe", "init")
+	stdin, err := s.init.StdinPipe()
+	s.must(err)
+	s.stdin = stdin
+	s.must(startIn(s.inner, s.init))
+	s.t.Cleanup(func() { stdin.Close(); s.init.Wait() })
+	pidfd, err := unix.PidfdOpen(s.init.Process.Pid, 0)
+	s.must(err)
+	f := os.NewFile(uintptr(pidfd), "pidfd")
+	defer f.Close()
+	if a := s.ask(control.ToMonitor{Commit: &control.Commit{InitPID: s.init.Process.Pid}}, append([]*os.File{f}, files...)...); a.Fault != "" {
+		s.t.Fatal(a.Fault)
+	}
+}
+
+// up is a sandbox whose program runs, and its worker, which has the rules.
+func up(t *testing.T) (*sandbox, *puppeteer) {
+	t.Helper()
+	s := newSandbox(t)
+	if a := s.attach(); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	w := s.worker()
+	w.apply()
+	s.commit()
+	return s, w
+}
+
+// worker waits for the next worker to be started.
+func (s *sandbox) worker() *puppeteer {
+	s.t.Helper()
+	select {
+	case w := <-s.workers:
+		if m := w.next(); m.Setup == nil || m.Files != control.SetupFiles {
+			s.t.Fatalf("a worker's first message is %+v, want a setup with %d files", m, control.SetupFiles)
+		} else if m.Netns != "net:["+inodeOf(s.uplink)+"]" {
+			s.t.Fatalf("the worker is in %s, not in the uplink", m.Netns)
+		}
+		return w
+	case <-time.After(patience):
+		s.t.Fatal("no worker was started")
+		return nil
+	}
+}
+
+// waitEnd waits for the monitor to end and returns why.
+func (s *sandbox) waitEnd() error {
+	s.t.Helper()
+	select {
+	case err := <-s.ended:
+		s.ended <- err
+		return err
+	case <-time.After(patience):
+		s.t.Fatal("the monitor does not end")
+		return nil
+	}
+}
+
+// operator calls the control socket.
+func (s *sandbox) operator(method, path, body string, answer any) int {
+	s.t.Helper()
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return control.Dial("unix", s.dir, control.ControlSocket)
+		},
+	}}
+	req, err := http.NewRequest(method, "http://gateway"+path, strings.NewReader(body))
+	s.must(err)
+	resp, err := client.Do(req)
+	s.must(err)
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+		s.t.Fatalf("%s %s: %s: %v", method, path, resp.Status, err)
+	}
+	return resp.StatusCode
+}
+
+func (s *sandbox) status() (st control.Status) {
+	s.t.Helper()
+	s.operator("GET", "/v1/status", "", &st)
+	return st
+}
+
+// awaitLine follows the audit log until a line contains every word, and
+// returns it.
+func (s *sandbox) awaitLine(words ...string) string {
+	s.t.Helper()
+	c, err := control.Dial("unix", s.dir, control.ControlSocket)
+	s.must(err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	fmt.Fprint(c, "GET /v1/events HTTP/1.0\r\n\r\n")
+	for r := bufio.NewReader(c); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			s.t.Fatalf("no audit line with %q came: %v", words, err)
+		}
+		if hasAll(line, words) {
+			return line
+		}
+	}
+}
+
+func hasAll(line string, words []string) bool {
+	for _, w := range words {
+		if !strings.Contains(line, w) {
+			return false
+		}
+	}
+	return true
+}
+
+// puppeteer holds the strings of one worker.
+type puppeteer struct {
+	t    *testing.T
+	conn net.Conn
+	dec  *json.Decoder
+	enc  *json.Encoder
+	n    uint64
+}
+
+func newPuppeteer(t *testing.T, c net.Conn) *puppeteer {
+	t.Cleanup(func() { c.Close() })
+	return &puppeteer{t: t, conn: c, dec: json.NewDecoder(c), enc: json.NewEncoder(c)}
+}
+
+func (p *puppeteer) next() (m heard) {
+	p.t.Helper()
+	p.conn.SetReadDeadline(time.Now().Add(patience))
+	if err := p.dec.Decode(&m); err != nil {
+		p.t.Fatalf("the monitor said nothing: %v", err)
+	}
+	return m
+}
+
+func (p *puppeteer) say(m control.ToMonitorFromWorker) {
+	p.t.Helper()
+	if err := p.enc.Encode(m); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// apply receives rules and says that they are in force.
+func (p *puppeteer) apply() control.Rules {
+	p.t.Helper()
+	m := p.next()
+	if m.Rules == nil {
+		p.t.Fatalf("the monitor said %+v, not rules", m.ToWorker)
+	}
+	p.say(control.ToMonitorFromWorker{Applied: &control.Applied{Generation: m.Rules.Generation, Cut: 1}})
+	return *m.Rules
+}
+
+// record has records written and returns the monitor's answer.
+func (p *puppeteer) record(list ...control.Record) control.Written {
+	p.t.Helper()
+	p.n += uint64(len(list))
+	p.say(control.ToMonitorFromWorker{Records: &control.Records{N: p.n, List: list}})
+	m := p.next()
+	if m.Written == nil || m.Written.N != p.n {
+		p.t.Fatalf("the monitor said %+v, not that %d records are written", m.ToWorker, p.n)
+	}
+	return *m.Written
+}
+
+func (p *puppeteer) kill() { p.conn.Close() }
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("root is needed to make network namespaces")
+		}
+		t.Skip("root is needed to make network namespaces")
+	}
+}
+
+// newNetns makes a network namespace that ends with the test.
+func newNetns(t *testing.T) *os.File {
+	t.Helper()
+	type made struct {
+		f   *os.File
+		err error
+	}
+	c := make(chan made)
+	go func() {
+		goruntime.LockOSThread() // the thread ends with the goroutine
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			c <- made{err: err}
+			return
+		}
+		f, err := os.Open("/proc/thread-self/ns/net")
+		if err == nil {
+			err = loopbackUp()
+		}
+		c <- made{f, err}
+	}()
+	m := <-c
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	t.Cleanup(func() { m.f.Close() })
+	return m.f
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+}
+
+func inodeOf(f *os.File) string {
+	ino, _ := inode(f)
+	return fmt.Sprint(ino)
+}
+
+// listenIn opens six sockets on loopback inside a namespace.
+func listenIn(ns *os.File) (files []*os.File, err error) {
+	done := make(chan error)
+	go func() {
+		goruntime.LockOSThread()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		for range 6 {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				done <- err
+				return
+			}
+			f, err := l.(*net.TCPListener).File()
+			l.Close()
+			if err != nil {
+				done <- err
+				return
+			}
+			files = append(files, f)
+		}
+		done <- nil
+	}()
+	return files, <-done
+}
+
+// checkLog verifies the whole audit log.
+func (s *sandbox) checkLog() *audit.Report {
+	s.t.Helper()
+	rep, err := audit.VerifyFile(s.log)
+	s.must(err)
+	if len(rep.Faults) > 0 {
+		s.t.Fatalf("the audit log does not hold: %v", rep.Faults)
+	}
+	return rep
+}
+
+func TestLife(t *testing.T) {
+	s, w := up(t)
+
+	// The monitor can be found and signalled, and its sockets answer.
+	m, err := control.ReadMonitor(s.dir)
+	s.must(err)
+	if m.PID != os.Getpid() {
+		t.Errorf("monitor.json names process %d", m.PID)
+	}
+
+	// start: the worker learns that there is a way out before the answer.
+	started := make(chan error)
+	go func() {
+		c, err := control.DialRuntime(s.dir)
+		if err == nil {
+			defer c.Close()
+			err = c.Send(control.ToMonitor{Started: &control.Started{Links: []string{"eth0"}}})
+		}
+		var a control.FromMonitor
+		if err == nil {
+			_, err = c.Recv(&a)
+		}
+		if err == nil && a.Fault != "" {
+			err = errors.New(a.Fault)
+		}
+		started <- err
+	}()
+	if r := w.apply(); r.NoUplink {
+		t.Error("after start the worker still believes that there is no way out")
+	}
+	s.must(<-started)
+	if st := s.status(); len(st.Links) != 1 || st.Links[0] != "eth0" || st.Generation != 2 {
+		t.Errorf("status: links %v, generation %d", st.Links, st.Generation)
+	}
+
+	// A decision is in the log when the worker hears that it is.
+	w.record(control.Record{Verdict: control.Allow, Proto: "tls", Host: "api.example.org", Port: 443, Request: "r1"})
+	s.awaitLine(`"uid":"r1"`, `"verdict":"allow"`)
+	w.record(control.Record{Verdict: control.End, Proto: "tls", Host: "api.example.org", Port: 443, Request: "r1", Sent: 3, Got: 5})
+
+	// The end of init is the end of the sandbox: links, sockets, chain.
+	s.stdin.Close()
+	s.init.Wait()
+	s.must(s.waitEnd())
+	if got := <-s.unplugs; got != inodeOf(s.uplink) {
+		t.Errorf("namespace %s was unplugged, not the uplink", got)
+	}
+	for _, name := range []string{control.RuntimeSocket, control.ControlSocket} {
+		if _, err := os.Stat(filepath.Join(s.dir, name)); err == nil {
+			t.Errorf("%s is left behind", name)
+		}
+	}
+	if rep := s.checkLog(); rep.Open || rep.Segments != 1 {
+		t.Errorf("the log's chain is not closed: %+v", rep)
+	}
+}
