@@ -254,7 +254,9 @@ func (w *world) ask(ns *os.File, proto, addr string) string {
 	w.Helper()
 	var outcome string
 	w.in(ns, func() error {
-		outcome = probe(proto, addr, time.Second)
+		// Long enough for a neighbour that does not answer the first time,
+		// because the link was only just brought up.
+		outcome = probe(proto, addr, 5*time.Second)
 		return nil
 	})
 	return outcome
