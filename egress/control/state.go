@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -49,6 +50,22 @@ type Sandbox struct {
 type Monitor struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // /proc/PID/stat field 22
+}
+
+// StartTime returns when the process pid was started, in clock ticks since boot:
+// field 22 of /proc/PID/stat (proc_pid_stat(5)). With it a pid names one process.
+func StartTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// Field 2 is the program's name in parentheses and may hold anything.
+	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 {
+		return 0, fmt.Errorf("cannot understand /proc/%d/stat", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
 }
 
 // Dir returns the state directory of the container id under root.

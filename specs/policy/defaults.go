@@ -72,7 +72,7 @@ var DefaultEgress = []Granted{
 	{"api.anthropic.com", "inference: the Claude API"},
 	{"integrate.api.nvidia.com", "inference: NVIDIA's hosted models"},
 	{"github.com", "git over HTTPS, releases"},
-	{"api.github.com", "issues, pull requests, the gh program"},
+	{"api.github.com", "pull requests, reviews, the gh program"},
 	{"clawhub.com", "the agent's skills"},
 	{"openclaw.ai", "the agent's own updates and documents"},
 	{"api.telegram.org", "messages to the person whom the agent works for"},

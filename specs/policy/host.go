@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"golang.org/x/net/idna"
-	"golang.org/x/net/publicsuffix"
 )
 
 // Lengths of names and labels: RFC 1035, section 2.3.4. A name of 255 octets
@@ -109,18 +108,6 @@ func splitHost(host string) (wildcard, string) {
 		}
 	}
 	return exact, host
-}
-
-// isPublicSuffix tells whether strangers can register names directly below
-// suffix (publicsuffix.org, its private section included), so that a wildcard
-// over it would be a wildcard over everyone. A suffix such as kawasaki.jp,
-// below which every label is itself public, counts.
-func isPublicSuffix(suffix string) bool {
-	is := func(name string) bool {
-		got, _ := publicsuffix.PublicSuffix(name)
-		return got == name
-	}
-	return is(suffix) || is("any."+suffix)
 }
 
 // aLabels returns how a name outside of ASCII must be written, or "".

@@ -109,16 +109,3 @@ func FuzzNormalHost(f *testing.F) {
 		}
 	})
 }
-
-// TestPublicSuffix: strangers can have names directly below these.
-func TestPublicSuffix(t *testing.T) {
-	for name, want := range map[string]bool{
-		"com": true, "co.uk": true, "github.io": true, "s3.amazonaws.com": true, "kawasaki.jp": true,
-		"internal":   true, // no public suffix today, but the shape of one
-		"github.com": false, "example.co.uk": false, "alice.github.io": false, "example.org": false, "svc.cluster.local": false,
-	} {
-		if got := isPublicSuffix(name); got != want {
-			t.Errorf("isPublicSuffix(%q) = %v", name, got)
-		}
-	}
-}

@@ -151,9 +151,12 @@ func (p *parser) host(n *yaml.Node, deny bool) string {
 	case err != nil:
 		p.fault(n, "host %q: %v", s, err)
 		return ""
-	case w != exact && !deny && isPublicSuffix(name):
-		p.fault(n, "host %q: anyone can register a name below %q; name the hosts, or a longer domain", s, name)
-		return ""
+	}
+	if w != exact && !deny {
+		if open := openBelow(w, name); open != "" {
+			p.fault(n, "host %q: anyone can register a name below %q; name the hosts, or a longer domain", s, open)
+			return ""
+		}
 	}
 	return string(w) + name
 }

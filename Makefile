@@ -1,0 +1,52 @@
+# nemoclaw: containers as sandboxes for AI agents. "make help" lists the targets.
+
+VERSION ?= 0.1.0
+COMMIT  ?= $(shell git describe --always --dirty --abbrev=12 2>/dev/null)
+PREFIX  ?= /usr/local
+DESTDIR ?=
+GO      ?= go
+CC      ?= cc
+ARCH    := $(shell $(GO) env GOARCH)
+
+export GOFLAGS := -buildvcs=false
+
+# seccomp: libcontainer's filters. urfave_cli_no_docs: 0.4 ms less of start-up.
+TAGS    := seccomp,urfave_cli_no_docs,netgo,osusergo
+STAMP   := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+LDFLAGS := -s -w $(STAMP)
+
+PROGRAMS := bin/nemoclaw bin/nemoclaw-gateway bin/nemoclawctl bin/containerd-shim-nemoclaw-v1
+SOURCES  := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum
+
+# The launcher: no libc, no start files, one page of code.
+LAUNCH_FLAGS := -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-pie -no-pie -fno-asynchronous-unwind-tables \
+	-Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,noseparate-code -s
+CROSS_arm64  ?= aarch64-linux-gnu-gcc
+
+.PHONY: help build install demo test test-engines golden fuzz bench lint check deps clean launch-arm64
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(PROGRAMS) ## build everything into bin/
+
+runtime/launch_$(ARCH).bin: cmd/nemoclaw-launch/launch.c
+	$(CC) $(LAUNCH_FLAGS) -o $@ $<
+
+launch-arm64: ## cross-compile the launcher for arm64
+	$(CROSS_arm64) $(LAUNCH_FLAGS) -o runtime/launch_arm64.bin cmd/nemoclaw-launch/launch.c
+
+# cgo: libcontainer joins namespaces before Go starts, and libseccomp.
+bin/nemoclaw: $(SOURCES) runtime/launch_$(ARCH).bin
+	CGO_ENABLED=1 $(GO) build -trimpath -tags $(TAGS),landlocktsync -ldflags '$(LDFLAGS) -linkmode external -extldflags "-static"' -o $@ ./cmd/nemoclaw
+
+bin/nemoclaw-gateway bin/nemoclawctl bin/containerd-shim-nemoclaw-v1: bin/%: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+install: build ## install below PREFIX (default /usr/local)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim
+	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+	ln -sfn ../../../bin/nemoclaw $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim/runc
+
+clean: ## remove what was built
+	rm -rf bin runtime/launch_*.bin

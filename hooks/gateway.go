@@ -1,0 +1,275 @@
+package hooks
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/control"
+)
+
+// GatewayProgram is the gateway's executable; it lies beside nemoclaw.
+const GatewayProgram = "nemoclaw-gateway"
+
+// Plan says how a sandbox's namespace is to be fenced and its gateway started.
+type Plan struct {
+	Dir     string // the sandbox's state directory, which exists
+	Program string // nemoclaw-gateway, absolute
+	Uplink  string // network.uplink of the policy: auto, host, none or a path
+	Attach  control.Attach
+}
+
+// Gateway is a monitor that has been started and not yet committed.
+type Gateway struct {
+	dir  string
+	conn *control.Conn
+}
+
+// Bring fences the namespace inner and starts its gateway, and returns when
+// connections queue at the gateway's listeners. On an error nothing is left
+// behind but the fence, which ends with the namespace.
+func Bring(inner *os.File, p Plan) (_ *Gateway, err error) {
+	conn, err := startMonitor(p.Program, p.Dir)
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{p.Dir, conn}
+	defer func() {
+		if err != nil {
+			g.Abort()
+		}
+	}()
+	if err := Fence(inner); err != nil { // while the monitor is starting
+		return nil, err
+	}
+	uplink, err := chooseUplink(&p)
+	if err != nil {
+		return nil, err
+	}
+	defer uplink.Close()
+	if err := PinUplink(uplink, filepath.Join(p.Dir, control.UplinkPin)); err != nil {
+		return nil, err
+	}
+	return g, g.ask(control.ToMonitor{Attach: &p.Attach}, inner, uplink)
+}
+
+func chooseUplink(p *Plan) (*os.File, error) {
+	switch p.Uplink {
+	case "host":
+		p.Attach.HostUplink = true
+		return OpenNetns("/proc/self/ns/net")
+	case "auto", "none", "":
+		p.Attach.OwnUplink = true
+		return NewUplink()
+	}
+	return OpenNetns(p.Uplink)
+}
+
+// startMonitor starts a monitor that outlives us: a session of its own, and
+// nothing of ours open, since engines wait until the runtime's pipes close.
+func startMonitor(program, dir string) (*control.Conn, error) {
+	// What an engine left open in us by mistake must not stay open in it.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("cannot start the gateway: close_range: %w", err)
+	}
+	ours, theirs, err := control.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	cmd := exec.Command(program, "monitor", dir)
+	cmd.Dir = "/"
+	cmd.Env = []string{}
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("cannot start the gateway: %s cannot be executed (%s)", program, reason(err))
+	}
+	return ours, cmd.Process.Release()
+}
+
+// reason is err without the words that engines take for a missing program.
+func reason(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return unix.ErrnoName(errno)
+	}
+	return "error"
+}
+
+func (g *Gateway) ask(msg control.ToMonitor, files ...*os.File) error {
+	_, err := ask(g.conn, msg, files...)
+	return err
+}
+
+func ask(conn *control.Conn, msg control.ToMonitor, files ...*os.File) ([]*os.File, error) {
+	if err := conn.Send(msg, files...); err != nil {
+		return nil, fmt.Errorf("cannot speak to the gateway: %w", err)
+	}
+	var answer control.FromMonitor
+	got, err := conn.Recv(&answer)
+	if err != nil {
+		return nil, fmt.Errorf("cannot hear the gateway: it ended: %w", err)
+	}
+	if answer.Fault != "" {
+		control.CloseAll(got)
+		return nil, errors.New(answer.Fault)
+	}
+	return got, nil
+}
+
+// Commit hands the container over: from now on the gateway lives as long as
+// init, whose pidfd it holds, and keeps the ruleset for exec.
+func (g *Gateway) Commit(initPID int, pidfd, ruleset *os.File, notes []string) error {
+	defer g.conn.Close()
+	return g.ask(control.ToMonitor{Commit: &control.Commit{InitPID: initPID, Notes: notes}}, pidfd, ruleset)
+}
+
+// Abort ends a gateway that was not committed: it undoes what it did when we
+// are gone.
+func (g *Gateway) Abort() {
+	g.conn.Close()
+	_ = Stop(g.dir)
+}
+
+// Connect moves what the engine has plugged into the container's namespace by
+// now to the uplink. It is called when init waits, and again before start,
+// since engines differ in when they plug in. It returns the uplink's links.
+func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, error) {
+	if uplinkMode != "auto" {
+		return nil, nil
+	}
+	uplink, err := OpenNetns(filepath.Join(dir, control.UplinkPin))
+	if err != nil {
+		return nil, err
+	}
+	defer uplink.Close()
+	return Plug(inner, uplink, ingress)
+}
+
+// Release is the last step before the program runs: the cable is moved, the
+// namespace is sealed and verified, and the gateway says that it decides.
+func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
+	links, err := Connect(dir, inner, uplinkMode, ingress)
+	if err != nil {
+		return err
+	}
+	uplink, err := OpenNetns(filepath.Join(dir, control.UplinkPin))
+	if err != nil {
+		return err
+	}
+	defer uplink.Close()
+	switch uplinkMode {
+	case "auto":
+		err = Seal(inner, uplink)
+	case "none":
+		err = Seal(inner, nil)
+	default:
+		links = []string{uplinkMode}
+		err = Seal(inner, nil)
+	}
+	if err != nil {
+		return err
+	}
+	return request(dir, control.ToMonitor{Started: &control.Started{Links: links}})
+}
+
+func request(dir string, msg control.ToMonitor) error {
+	conn, err := control.DialRuntime(dir)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = ask(conn, msg)
+	return err
+}
+
+// Ruleset returns the container's filled Landlock ruleset, which the monitor
+// keeps: what was granted at create is what exec gets, whatever lies at those
+// paths now.
+func Ruleset(dir string) (*os.File, error) {
+	conn, err := control.DialRuntime(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	files, err := ask(conn, control.ToMonitor{Ruleset: new(control.Ruleset)})
+	if err != nil {
+		return nil, err
+	}
+	if len(files) != 1 {
+		control.CloseAll(files)
+		return nil, fmt.Errorf("cannot get the container's ruleset: %d descriptors came", len(files))
+	}
+	return files[0], nil
+}
+
+// stopTimeout is how long a monitor may take to close the audit log's chain.
+const stopTimeout = 3 * time.Second
+
+// Stop ends the monitor of a state directory, if it is still there, and removes
+// what it cannot remove itself. It may be called again.
+func Stop(dir string) error {
+	err := stopMonitor(dir)
+	if uerr := Unpin(filepath.Join(dir, control.UplinkPin)); err == nil {
+		err = uerr
+	}
+	return err
+}
+
+// stopMonitor signals through a pidfd, after the process was told apart from
+// one that merely has the same pid by now.
+func stopMonitor(dir string) error {
+	m, err := control.ReadMonitor(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot stop the gateway: %w", err)
+	}
+	pidfd, err := unix.PidfdOpen(m.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot stop the gateway: pidfd_open: %w", err)
+	}
+	defer unix.Close(pidfd)
+	if start, err := control.StartTime(m.PID); err != nil || start != m.Start {
+		return nil
+	}
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := unix.PidfdSendSignal(pidfd, signal, nil, 0); errors.Is(err, unix.ESRCH) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("cannot stop the gateway: pidfd_send_signal: %w", err)
+		}
+		if Ended(pidfd, stopTimeout) {
+			return nil
+		}
+	}
+	return fmt.Errorf("cannot stop the gateway: process %d does not end", m.PID)
+}
+
+// Ended waits until the process of pidfd has ended (pidfd_open(2): readable) and
+// reports whether it did within timeout.
+func Ended(pidfd int, timeout time.Duration) bool {
+	for deadline := time.Now().Add(timeout); ; {
+		left := time.Until(deadline)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(max(left, 0).Milliseconds()))
+		if n > 0 {
+			return true
+		}
+		if err != unix.EINTR && left <= 0 {
+			return false
+		}
+	}
+}

@@ -1,0 +1,529 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/hooks"
+	"nemoclaw/specs"
+	"nemoclaw/specs/landlock"
+	"nemoclaw/specs/seccomp"
+)
+
+// killTimeout is how long init may take to die of SIGKILL.
+const killTimeout = 10 * time.Second
+
+// CreateOptions are the flags of create and run, as runc's.
+type CreateOptions struct {
+	Bundle        string
+	Policy        string // name or path; empty: see ChoosePolicy
+	ConsoleSocket string
+	PidfdSocket   string
+	PidFile       string
+	NoPivot       bool
+	NoNewKeyring  bool
+	PreserveFDs   int
+}
+
+// Create makes a container whose init waits for Start.
+func (r *Runtime) Create(id string, o CreateOptions) error {
+	n, err := r.create(id, o, true)
+	if err != nil {
+		return err
+	}
+	n.stdio.Close()
+	return nil
+}
+
+// RunOptions are the flags that run has besides.
+type RunOptions struct {
+	CreateOptions
+	Detach      bool
+	Keep        bool // do not delete it when it ends
+	NoSubreaper bool
+}
+
+// Run creates and starts a container and, unless detached, stays with it and
+// returns its exit status.
+func (r *Runtime) Run(id string, o RunOptions) (int, error) {
+	var a *attendant
+	if !o.Detach {
+		a = newAttendant(!o.NoSubreaper)
+	}
+	n, err := r.create(id, o.CreateOptions, o.Detach)
+	if err != nil {
+		return -1, err
+	}
+	defer n.stdio.Close()
+	if err := r.release(id, n.ctr); err != nil {
+		n.end()
+		_ = n.ctr.Destroy()
+		_ = r.forget(id)
+		return -1, err
+	}
+	if o.Detach {
+		return 0, nil
+	}
+	status, err := a.wait(n.process, n.stdio)
+	if err != nil {
+		n.end()
+	}
+	if !o.Keep {
+		if derr := n.ctr.Destroy(); err == nil {
+			err = derr
+		}
+		if ferr := r.forget(id); err == nil {
+			err = ferr
+		}
+	}
+	return status, err
+}
+
+// newborn is a container between the steps of its creation.
+type newborn struct {
+	id      string
+	dir     string // state directory
+	spec    *oci.Spec
+	chosen  *Chosen
+	host    specs.Host
+	filter  []unix.SockFilter
+	notes   []string
+	ctr     *libcontainer.Container
+	process *libcontainer.Process
+	stdio   *stdio
+	seal    *seal
+	gateway chan attached
+	inner   *os.File // nil until known
+}
+
+// attached is how bringing up the gateway ended.
+type attached struct {
+	gateway *hooks.Gateway
+	err     error
+}
+
+// create is the whole of DESIGN's create. Whatever fails, nothing is left.
+func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, err error) {
+	n := &newborn{id: id, dir: r.Dir(id)}
+	var undo undoing
+	defer func() {
+		if err != nil {
+			undo.run()
+		}
+	}()
+
+	var bundle string
+	if n.spec, bundle, err = loadBundle(o.Bundle); err != nil {
+		return nil, err
+	}
+	io := stdioOptions{terminal: n.spec.Process.Terminal, detach: detach, consoleSocket: o.ConsoleSocket}
+	if err := io.check(); err != nil {
+		return nil, err
+	}
+	if n.chosen, err = ChoosePolicy(o.Policy, n.spec, r.Settings); err != nil {
+		return nil, err
+	}
+	if err := n.edit(r); err != nil {
+		return nil, err
+	}
+	if err := r.joinNamespace(n); err != nil {
+		return nil, err
+	}
+	defer n.closeInner()
+
+	if n.ctr, err = r.newContainer(n, o); err != nil {
+		return nil, err
+	}
+	undo.add(func() { _ = n.ctr.Destroy() })
+	if err := r.makeStateDir(n); err != nil {
+		return nil, err
+	}
+	undo.add(func() { _ = r.forget(id) })
+
+	if n.process, err = newProcess(n.spec.Process, o.PreserveFDs); err != nil {
+		return nil, err
+	}
+	n.process.Init = true
+	program := n.spec.Process.Args
+	if !n.chosen.Unconfined {
+		if n.seal, err = newSeal(n.host.LandlockABI, nil); err != nil {
+			return nil, err
+		}
+		defer n.seal.Close()
+		n.seal.wrap(n.process)
+		if n.inner != nil {
+			n.bring(r)
+		}
+	}
+	if n.stdio, err = connect(n.process, n.ctr, io); err != nil {
+		n.abort()
+		return nil, err
+	}
+	undo.add(n.stdio.Close)
+	if o.PidfdSocket != "" {
+		socket, err := dialSocket(o.PidfdSocket)
+		if err != nil {
+			n.abort()
+			return nil, err
+		}
+		defer socket.Close()
+		n.process.PidfdSocket = socket
+	}
+	if err := n.ctr.Start(n.process); err != nil {
+		n.abort()
+		return nil, err
+	}
+	undo.add(n.end)
+	if err := n.stdio.started(); err != nil {
+		n.abort()
+		return nil, err
+	}
+	if err := n.confine(r, bundle, program); err != nil {
+		return nil, err
+	}
+	if o.PidFile != "" {
+		if err := writePidFile(o.PidFile, n.process); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// edit decides whether the container can be confined, and edits its spec.
+func (n *newborn) edit(r *Runtime) (err error) {
+	if n.chosen.Unconfined {
+		return nil
+	}
+	if n.host, err = Survey(n.spec, n.chosen, r.Settings.RunDir, n.dir); err != nil {
+		return err
+	}
+	if err := specs.Refuse(n.spec, n.chosen.Policy, n.host); err != nil {
+		return refused(err)
+	}
+	edits, denials, err := specs.Confine(n.spec, n.chosen.Policy, n.host)
+	if err != nil {
+		return err
+	}
+	specs.Apply(n.spec, edits)
+	n.notes = specs.Say(edits)
+	if n.chosen.Landlock.BestEffort && n.host.LandlockABI < landlock.MinABI {
+		n.notes = append(n.notes, fmt.Sprintf("landlock: best effort: this kernel has ABI %d, files can be emptied by truncate(2)", n.host.LandlockABI))
+	}
+	for _, c := range n.chosen.Seccomp.Allow {
+		n.notes = append(n.notes, fmt.Sprintf("seccomp: the policy allows %s", c.Name))
+	}
+	n.filter, err = seccomp.Compile(denials)
+	return err
+}
+
+// refused puts every reason on a line of its own, with the hints behind them.
+func refused(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return fmt.Errorf("cannot confine the container: %w", err)
+	}
+	var why, hints []string
+	for _, e := range joined.Unwrap() {
+		why = append(why, e.Error())
+		if ref, ok := errors.AsType[*specs.Refusal](e); ok && ref.Hint != "" {
+			hints = append(hints, ref.Hint)
+		}
+	}
+	return &hinted{fmt.Errorf("cannot confine the container: %s", strings.Join(why, "; ")), strings.Join(hints, "\n")}
+}
+
+// joinNamespace settles which network namespace the container gets. One of its
+// own is made here rather than by libcontainer, so that it can be fenced while
+// init is being set up; within a user namespace it must belong to that, and is
+// fenced once init has made it.
+func (r *Runtime) joinNamespace(n *newborn) (err error) {
+	if n.chosen.Unconfined {
+		return nil
+	}
+	at := slices.IndexFunc(n.spec.Linux.Namespaces, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.NetworkNamespace })
+	ns := &n.spec.Linux.Namespaces[at]
+	userns := slices.ContainsFunc(n.spec.Linux.Namespaces, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.UserNamespace })
+	switch {
+	case ns.Path != "":
+		if n.inner, err = takeOver(ns.Path); err != nil {
+			return err
+		}
+	case userns:
+		return nil
+	default:
+		if n.inner, err = hooks.NewNetns(); err != nil {
+			return err
+		}
+		ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.inner.Fd())
+	}
+	return nil
+}
+
+// takeOver opens a network namespace that exists, if nobody lives in it: what a
+// program already has open there would be outside the gateway.
+func takeOver(path string) (*os.File, error) {
+	ns, err := hooks.OpenNetns(path)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use network namespace %s: %s", path, hideENOENT(err))
+	}
+	pid, err := hooks.Inhabitant(ns)
+	if err == nil && pid != 0 {
+		err = &hinted{fmt.Errorf("cannot take over network namespace %s: process %d lives in it", path, pid),
+			"a container shares a namespace only with none so far; give it one of its own"}
+	}
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+func (n *newborn) closeInner() {
+	if n.inner != nil {
+		n.inner.Close()
+	}
+}
+
+func (r *Runtime) newContainer(n *newborn, o CreateOptions) (*libcontainer.Container, error) {
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
+		CgroupName:       n.id,
+		UseSystemdCgroup: r.SystemdCgroup,
+		NoPivotRoot:      o.NoPivot,
+		NoNewKeyring:     o.NoNewKeyring,
+		Spec:             n.spec,
+		RootlessEUID:     os.Geteuid() != 0,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return libcontainer.Create(r.Root, n.id, config)
+}
+
+// makeStateDir makes the sandbox's directory. libcontainer has just made sure
+// that there is no such container below this root, so what lies there is a
+// leftover of one whose delete never came: of a reboot, or of a killed engine.
+func (r *Runtime) makeStateDir(n *newborn) error {
+	if err := os.MkdirAll(r.Settings.RunDir, 0o711); err != nil {
+		return fmt.Errorf("cannot make the state directory: %s", hideENOENT(err))
+	}
+	err := os.Mkdir(n.dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		if err = r.forget(n.id); err == nil {
+			err = os.Mkdir(n.dir, 0o700)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make the state directory: %w", err)
+	}
+	if !n.host.HasResolvConf {
+		return os.WriteFile(n.host.ResolvConf, []byte("nameserver "+hooks.Nameserver+"\n"), 0o644)
+	}
+	return nil
+}
+
+// bring starts the gateway beside what libcontainer is doing.
+func (n *newborn) bring(r *Runtime) {
+	plan := hooks.Plan{Dir: n.dir, Program: r.Gateway, Uplink: n.chosen.Network.Uplink, Attach: n.attach(r)}
+	inner := n.inner
+	n.gateway = make(chan attached, 1)
+	go func() {
+		g, err := hooks.Bring(inner, plan)
+		n.gateway <- attached{g, err}
+	}()
+}
+
+func (n *newborn) attach(r *Runtime) control.Attach {
+	servers, search := resolvers(n.spec)
+	if dns := n.chosen.Network.DNS; len(dns) > 0 {
+		servers = nil
+		for _, a := range dns {
+			servers = append(servers, a.String())
+		}
+	} else if servers = notLoopback(servers); len(servers) == 0 {
+		servers = hostResolvers()
+	}
+	return control.Attach{
+		ID: n.id, Root: r.Root,
+		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
+		AuditLog:    r.auditLog(n.id),
+		Nameservers: servers, Search: search,
+		Notes: n.notes,
+	}
+}
+
+// auditLog is the log of id: ids are unique only within a root, so the file
+// carries both.
+func (r *Runtime) auditLog(id string) string {
+	return filepath.Join(r.Settings.LogDir, filepath.Base(control.Dir("", r.Root, id))+".jsonl")
+}
+
+// notLoopback leaves out resolvers that only the container could reach, such as
+// Docker's 127.0.0.11.
+func notLoopback(servers []string) []string {
+	return slices.DeleteFunc(slices.Clone(servers), func(s string) bool {
+		a, err := netip.ParseAddr(s)
+		return err != nil || a.IsLoopback()
+	})
+}
+
+// abort waits for a gateway that is being brought up and ends it.
+func (n *newborn) abort() {
+	if n.gateway == nil {
+		return
+	}
+	if a := <-n.gateway; a.gateway != nil {
+		a.gateway.Abort()
+	}
+	n.gateway = nil
+}
+
+// end kills init.
+func (n *newborn) end() {
+	_ = n.process.Signal(unix.SIGKILL)
+	_, _ = n.process.Wait()
+}
+
+// confine does what can be done only now that init stands in its root: the
+// rules, the program, the plan. program is what the launcher will become.
+func (n *newborn) confine(r *Runtime, bundle string, program []string) error {
+	pid, err := n.process.Pid()
+	if err != nil {
+		n.abort()
+		return err
+	}
+	box := &control.Sandbox{
+		ID: n.id, Root: r.Root, Bundle: bundle, Created: time.Now().UTC(), Status: "created", InitPID: pid,
+		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, PolicyDigest: n.chosen.Digest, Policy: string(n.chosen.Source),
+		AuditLog: r.auditLog(n.id),
+	}
+	if box.InitStart, err = control.StartTime(pid); err != nil {
+		n.abort()
+		return fmt.Errorf("cannot confine the container: init is gone: %s", hideENOENT(err))
+	}
+	if n.chosen.Unconfined {
+		return control.WriteSandbox(n.dir, box)
+	}
+	if n.inner == nil { // made by init, in a user namespace
+		if n.inner, err = hooks.OpenNetns(fmt.Sprintf("/proc/%d/ns/net", pid)); err != nil {
+			return fmt.Errorf("cannot confine the container: init is gone: %s", hideENOENT(err))
+		}
+		n.bring(r)
+	}
+	kept, err := n.grantAll(pid, program)
+	if err != nil {
+		n.abort()
+		return err
+	}
+	if box.Confined, err = json.Marshal(kept); err != nil {
+		n.abort()
+		return err
+	}
+	if err := n.commit(pid, kept.Notes[len(n.notes):]); err != nil {
+		return err
+	}
+	return control.WriteSandbox(n.dir, box)
+}
+
+// grantAll fills the ruleset and seals the plan.
+func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
+	uid, gid, err := hostUser(n.ctr, n.spec.Process)
+	if err != nil {
+		return nil, err
+	}
+	root, err := openContainerRoot(pid, uid, gid)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	process := *n.spec.Process
+	process.Args = program
+	found, err := root.lookPath(&process)
+	if err != nil {
+		return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
+	}
+	image := specs.Image{Program: absolute(found, process.Cwd)}
+	if image.TopLevel, err = root.topLevel(); err != nil {
+		return nil, err
+	}
+	static := specs.StaticRules(n.spec, n.chosen.Policy, n.host)
+	rules := append(static, specs.ImageRules(n.spec, n.chosen.Policy, image)...)
+	granted, notes, err := n.seal.grant(root, rules)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.seal.finish(found, n.filter); err != nil {
+		return nil, err
+	}
+	return &confined{ABI: n.host.LandlockABI, Granted: granted, Writable: specs.Writable(static),
+		Filter: encodeFilter(n.filter), Notes: append(slices.Clone(n.notes), notes...)}, nil
+}
+
+func absolute(name, cwd string) string {
+	if filepath.IsAbs(name) {
+		return filepath.Clean(name)
+	}
+	return filepath.Join(cwd, name)
+}
+
+// hostUser is the container's user as the host numbers it.
+func hostUser(ctr *libcontainer.Container, p *oci.Process) (uid, gid int, err error) {
+	config := ctr.Config()
+	if uid, err = config.HostUID(int(p.User.UID)); err == nil {
+		gid, err = config.HostGID(int(p.User.GID))
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("cannot tell the container's user: %w", err)
+	}
+	return uid, gid, nil
+}
+
+// commit waits for the gateway, moves the cable that the engine has plugged in
+// by now, and makes the gateway the container's.
+func (n *newborn) commit(pid int, notes []string) error {
+	a := <-n.gateway
+	n.gateway = nil
+	if a.err != nil {
+		return fmt.Errorf("cannot fence the container's network: %w", a.err)
+	}
+	fail := func(err error) error {
+		a.gateway.Abort()
+		return err
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fail(fmt.Errorf("cannot hold the container's init: pidfd_open: %w", err))
+	}
+	init := os.NewFile(uintptr(pidfd), "init")
+	defer init.Close()
+	if _, err := hooks.Connect(n.dir, n.inner, n.chosen.Network.Uplink, n.chosen.Network.Ingress); err != nil {
+		return fail(fmt.Errorf("cannot move the container's network interfaces: %w", err))
+	}
+	if err := a.gateway.Commit(pid, init, n.seal.ruleset, notes); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// undoing is what has to be undone, last first.
+type undoing []func()
+
+func (u *undoing) add(f func()) { *u = append(*u, f) }
+
+func (u undoing) run() {
+	for _, f := range slices.Backward(u) {
+		f()
+	}
+}

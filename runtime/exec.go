@@ -1,0 +1,178 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/opencontainers/runc/libcontainer"
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+
+	"nemoclaw/hooks"
+	"nemoclaw/specs"
+)
+
+// ExecOptions are the flags of exec, as runc's.
+type ExecOptions struct {
+	Detach        bool
+	ConsoleSocket string
+	PidfdSocket   string
+	PidFile       string
+	PreserveFDs   int
+	IgnorePaused  bool
+	SubCgroups    map[string]string
+}
+
+// Exec runs process in container id under the policy that was stored at its
+// create and, unless detached, stays with it and returns its exit status.
+func (r *Runtime) Exec(id string, process *oci.Process, o ExecOptions) (int, error) {
+	ctr, err := r.Load(id)
+	if err != nil {
+		return -1, err
+	}
+	if err := executable(ctr, o.IgnorePaused); err != nil {
+		return -1, err
+	}
+	if err := validProcess(process); err != nil {
+		return -1, err
+	}
+	io := stdioOptions{terminal: process.Terminal, detach: o.Detach, consoleSocket: o.ConsoleSocket}
+	if err := io.check(); err != nil {
+		return -1, err
+	}
+	var a *attendant
+	if !o.Detach {
+		a = newAttendant(false)
+	}
+	_, stored, p, err := r.sandbox(id)
+	if err != nil {
+		return -1, err
+	}
+	program := process.Args
+	if !p.Unconfined {
+		specs.Apply(&oci.Spec{Process: process}, specs.ConfineExec(process, p, stored.Writable))
+	}
+	lp, err := newProcess(process, o.PreserveFDs)
+	if err != nil {
+		return -1, err
+	}
+	lp.SubCgroupPaths = o.SubCgroups
+	s, err := connect(lp, ctr, io)
+	if err != nil {
+		return -1, err
+	}
+	defer s.Close()
+	if o.PidfdSocket != "" {
+		socket, err := dialSocket(o.PidfdSocket)
+		if err != nil {
+			return -1, err
+		}
+		defer socket.Close()
+		lp.PidfdSocket = socket
+	}
+	if !p.Unconfined {
+		opened, err := r.join(id, ctr, stored, process, program, lp)
+		defer opened.Close()
+		if err != nil {
+			return -1, err
+		}
+	}
+	if err := ctr.Run(lp); err != nil {
+		return -1, err
+	}
+	if err := s.started(); err != nil {
+		return -1, endExec(lp, err)
+	}
+	if o.PidFile != "" {
+		if err := writePidFile(o.PidFile, lp); err != nil {
+			return -1, endExec(lp, err)
+		}
+	}
+	if o.Detach {
+		return 0, nil
+	}
+	return a.wait(lp, s)
+}
+
+// executable reports why nothing can be executed in ctr now. Before start the
+// cable may still be in the container's namespace, so not even then.
+func executable(ctr *libcontainer.Container, ignorePaused bool) error {
+	status, err := ctr.Status()
+	switch {
+	case err != nil:
+		return err
+	case status == libcontainer.Created:
+		return errors.New("cannot exec in a container that has not been started: its network is not sealed yet")
+	case status == libcontainer.Stopped:
+		return errors.New("cannot exec in a stopped container")
+	case status == libcontainer.Paused && !ignorePaused:
+		return errors.New("cannot exec in a paused container (use --ignore-paused to override)")
+	}
+	return nil
+}
+
+// join puts the launcher before the program of a joining process, with the
+// ruleset that the monitor kept and the filter that create stored. The caller
+// closes what is returned, also with an error.
+func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, process *oci.Process, program []string, lp *libcontainer.Process) (opened closers, err error) {
+	filter, err := decodeFilter(stored.Filter)
+	if err != nil {
+		return opened, err
+	}
+	ruleset, err := hooks.Ruleset(r.Dir(id))
+	if err != nil {
+		return opened, &hinted{fmt.Errorf("cannot exec in container %s: landlock: its rules are not to be had: %s", id, hideENOENT(err)),
+			"its gateway has ended; everything it does is refused. Restart the container"}
+	}
+	s, err := newSeal(stored.ABI, ruleset)
+	if err != nil {
+		return opened, err
+	}
+	opened = append(opened, closer(s.Close))
+	state, err := ctr.State()
+	if err != nil {
+		return opened, err
+	}
+	uid, gid, err := hostUser(ctr, process)
+	if err != nil {
+		return opened, err
+	}
+	root, err := openContainerRoot(state.InitProcessPid, uid, gid)
+	if err != nil {
+		return opened, err
+	}
+	opened = append(opened, closer(root.Close))
+	process.Args = program
+	found, err := root.lookPath(process)
+	if err != nil {
+		return opened, fmt.Errorf("unable to start container process: %w", err)
+	}
+	null, err := replaceNull(lp, root)
+	opened = append(opened, null)
+	if err != nil {
+		return opened, err
+	}
+	s.wrap(lp)
+	return opened, s.finish(found, filter)
+}
+
+type closer func()
+
+func (c closer) Close() error { c(); return nil }
+
+func endExec(lp *libcontainer.Process, err error) error {
+	_ = lp.Signal(os.Kill)
+	_, _ = lp.Wait()
+	return err
+}
+
+// dialSocket connects to a unix socket of the engine's.
+func dialSocket(path string) (*os.File, error) {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	return conn.(*net.UnixConn).File()
+}

@@ -1,0 +1,206 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/specs/landlock"
+)
+
+// containerRoot is the root of a container whose init waits at its fifo, as
+// seen from the host: init's final mount namespace.
+type containerRoot struct {
+	fd       int
+	uid, gid int // of the container's user, on the host: owner of what is made
+}
+
+// openContainerRoot opens init's root. init is held by its pidfd meanwhile: if
+// it is gone the error says so, in words that no engine takes for a missing
+// program.
+func openContainerRoot(pid, uid, gid int) (*containerRoot, error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot enter the container's root: init is gone (%s)", unix.ErrnoName(err.(unix.Errno)))
+	}
+	return &containerRoot{fd, uid, gid}, nil
+}
+
+func (r *containerRoot) Close() { unix.Close(r.fd) }
+
+// resolve are the ways to look a path up inside the root. The image arranged
+// what lies there: nothing leads out of it, and no /proc link is followed.
+const (
+	following = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+	exact     = following | unix.RESOLVE_NO_SYMLINKS
+)
+
+func (r *containerRoot) open(name string, flags, resolve uint64) (int, error) {
+	return unix.Openat2(r.fd, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
+}
+
+// topLevel returns the names of the directories in the root.
+func (r *containerRoot) topLevel() ([]string, error) {
+	fd, err := r.open("/", unix.O_RDONLY|unix.O_DIRECTORY, exact)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the container's root: %w", err)
+	}
+	dir := os.NewFile(uintptr(fd), "/")
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the container's root: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// grant adds rules to the ruleset and returns what was granted, and in words
+// what was not.
+func (s *seal) grant(root *containerRoot, rules []landlock.Rule) (granted []landlock.Granted, notes []string, err error) {
+	for _, r := range rules {
+		g, note, err := s.grantOne(root, r, rules)
+		if err != nil {
+			return nil, nil, fmt.Errorf("cannot grant %s: %w", r, err)
+		}
+		if note != "" {
+			notes = append(notes, fmt.Sprintf("landlock: %s: %s", r.Path, note))
+		}
+		if g != nil {
+			granted = append(granted, *g)
+		}
+	}
+	return granted, notes, nil
+}
+
+// grantOne adds one rule. A symbolic link on the way grants nothing: otherwise
+// an image with a link from /work to / would turn a rule on /work into one on
+// everything. What the link leads to has a name of its own, and the policy
+// grants it by that or not at all.
+func (s *seal) grantOne(root *containerRoot, r landlock.Rule, all []landlock.Rule) (*landlock.Granted, string, error) {
+	how := uint64(exact)
+	if r.Mount {
+		how = following // the engine's mount followed it too, and must be what is found
+	}
+	fd, err := root.open(r.Path, unix.O_PATH, how)
+	if errors.Is(err, unix.ENOENT) && r.Make {
+		if fd, err = root.makeDir(r.Path); errors.Is(err, unix.EROFS) && r.Optional {
+			return nil, "", nil
+		}
+	}
+	switch {
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		if r.Optional || !strings.Contains(r.Why, ":") {
+			return nil, "", nil
+		}
+		return nil, "", errors.New("the image has no such file or directory there; create it in the image, or take it out of the policy")
+	case errors.Is(err, unix.ELOOP):
+		if r.Optional || root.coveredElsewhere(r, all) {
+			return nil, "", nil
+		}
+		return nil, "it is a symbolic link in the image and grants nothing; name what it leads to", nil
+	case err != nil:
+		return nil, "", err
+	}
+	defer unix.Close(fd)
+	return s.add(fd, r)
+}
+
+func (s *seal) add(fd int, r landlock.Rule) (*landlock.Granted, string, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
+		return nil, "", err
+	}
+	if r.Mount && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return nil, "it is not the root of a volume any more and grants nothing", nil
+	}
+	access := r.Access & landlock.Handled(s.abi)
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		access = access.OfFile()
+	}
+	if access == 0 {
+		return nil, "", nil
+	}
+	if err := ll.LandlockAddPathBeneathRule(int(s.ruleset.Fd()), &ll.PathBeneathAttr{AllowedAccess: uint64(access), ParentFd: fd}, 0); err != nil {
+		return nil, "", fmt.Errorf("landlock_add_rule: %w", err)
+	}
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return nil, "", err
+	}
+	return &landlock.Granted{Path: name, Access: access, Why: r.Why,
+		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}, "", nil
+}
+
+// coveredElsewhere reports whether what the link r.Path leads to is granted at
+// least as much under its own name.
+func (root *containerRoot) coveredElsewhere(r landlock.Rule, all []landlock.Rule) bool {
+	fd, err := root.open(r.Path, unix.O_PATH, following)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return false
+	}
+	for _, other := range all {
+		if other.Path != r.Path && (real == other.Path || strings.HasPrefix(real, other.Path+"/")) && other.Access&r.Access == r.Access {
+			return true
+		}
+	}
+	return false
+}
+
+// makeDir makes name and what is missing above it, owned by the container's
+// user, never through a symbolic link, and returns it opened as a path.
+func (root *containerRoot) makeDir(name string) (int, error) {
+	parent, err := root.open("/", unix.O_PATH|unix.O_DIRECTORY, exact)
+	if err != nil {
+		return -1, err
+	}
+	for _, part := range strings.Split(strings.Trim(path.Clean(name), "/"), "/") {
+		child, err := root.makeOne(parent, part, name == "/tmp")
+		unix.Close(parent)
+		if err != nil {
+			return -1, err
+		}
+		parent = child
+	}
+	return parent, nil
+}
+
+// makeOne opens part in the directory parent, and makes it if it is missing.
+func (root *containerRoot) makeOne(parent int, part string, shared bool) (int, error) {
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := unix.Openat2(parent, part, how)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	if err := unix.Mkdirat(parent, part, 0o755); err != nil {
+		return -1, err
+	}
+	if fd, err = unix.Openat2(parent, part, how); err != nil {
+		return -1, err
+	}
+	// By descriptor: nobody can put a link in its place in between.
+	at := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err = os.Chown(at, root.uid, root.gid); err == nil && shared {
+		err = os.Chmod(at, 0o777|os.ModeSticky)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}

@@ -1,0 +1,204 @@
+package runtime
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/specs"
+	"nemoclaw/specs/policy"
+)
+
+// Survey finds out what specs must know of the host and the bundle. stateDir is
+// where the sandbox's own files will be.
+func Survey(spec *oci.Spec, p *Chosen, runDir, stateDir string) (specs.Host, error) {
+	abi, err := ProbeLandlock()
+	if err != nil {
+		return specs.Host{}, err
+	}
+	root, err := rootfs(spec)
+	if err != nil {
+		return specs.Host{}, err
+	}
+	host := specs.Host{
+		LandlockABI:      abi,
+		SELinuxEnforcing: SELinuxEnforcing(),
+		RunDir:           runDir,
+		PolicyFile:       p.Path,
+		Volumes:          volumes(spec),
+		HasResolvConf:    hasResolvConf(spec, root),
+		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
+		Missing:          map[string]bool{},
+	}
+	if resolved, err := filepath.EvalSymlinks(p.Path); err == nil && p.Path != "" {
+		host.PolicyFile = resolved
+	}
+	for _, f := range slices.Concat(p.Filesystem.ReadWrite, []policy.Path{{Name: spec.Process.Cwd}}) {
+		if _, err := statIn(root, f.Name); err == unix.ENOENT {
+			host.Missing[f.Name] = true
+		}
+	}
+	return host, nil
+}
+
+func rootfs(spec *oci.Spec) (string, error) {
+	if spec.Root == nil {
+		return filepath.Abs("rootfs")
+	}
+	return filepath.Abs(spec.Root.Path)
+}
+
+// statIn looks at name below root, which is the image's to arrange: a symbolic
+// link in it never leads out.
+func statIn(root, name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := openIn(root, name, unix.O_PATH)
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	return st, unix.Fstat(fd, &st)
+}
+
+func openIn(root, name string, flags uint64) (int, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(dir)
+	return unix.Openat2(dir, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+}
+
+func hasResolvConf(spec *oci.Spec, root string) bool {
+	for _, m := range spec.Mounts {
+		if filepath.Clean(m.Destination) == "/etc/resolv.conf" || filepath.Clean(m.Destination) == "/etc" {
+			return true
+		}
+	}
+	fd, err := openIn(root, "/etc/resolv.conf", unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return false
+	}
+	f := os.NewFile(uintptr(fd), "resolv.conf")
+	defer f.Close()
+	return len(nameservers(f)) > 0
+}
+
+// volumes describes the spec's bind mounts.
+func volumes(spec *oci.Spec) []specs.Volume {
+	var out []specs.Volume
+	var listening []string
+	for _, m := range spec.Mounts {
+		if m.Type != "bind" && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
+			continue
+		}
+		source, err := filepath.Abs(m.Source)
+		if err != nil {
+			source = m.Source
+		}
+		v := specs.Volume{Source: source, Resolved: source, Destination: m.Destination, Kind: specs.File,
+			ReadOnly: slices.Contains(m.Options, "ro") || slices.Contains(m.Options, "rro")}
+		if resolved, err := filepath.EvalSymlinks(source); err == nil {
+			v.Resolved = resolved
+		}
+		if st, err := os.Stat(v.Resolved); err == nil {
+			v.Kind = kind(st.Mode())
+		}
+		if v.Kind == specs.Directory {
+			if listening == nil {
+				listening = append(listeningSockets(), "")
+			}
+			v.Sockets = slices.DeleteFunc(slices.Clone(listening), func(s string) bool { return !strings.HasPrefix(s, strings.TrimSuffix(v.Resolved, "/")+"/") })
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func kind(m os.FileMode) specs.Kind {
+	switch {
+	case m.IsDir():
+		return specs.Directory
+	case m&os.ModeSocket != 0:
+		return specs.Socket
+	case m&os.ModeDevice != 0:
+		return specs.Device
+	}
+	return specs.File
+}
+
+// listeningSockets returns the paths of unix sockets of this network namespace
+// that accept connections (proc_net_unix: flag 0x10000, __SO_ACCEPTCON).
+func listeningSockets() []string {
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		return nil
+	}
+	var paths []string
+	for line := range strings.Lines(string(b)) {
+		// Num RefCount Protocol Flags Type St Inode Path
+		f := strings.Fields(line)
+		if len(f) >= 8 && f[3] == "00010000" && strings.HasPrefix(f[7], "/") {
+			paths = append(paths, f[7])
+		}
+	}
+	return paths
+}
+
+// resolvers returns the name servers and search domains that the engine meant
+// for the container: those of the file it mounts at /etc/resolv.conf.
+func resolvers(spec *oci.Spec) (servers, search []string) {
+	for _, m := range spec.Mounts {
+		if filepath.Clean(m.Destination) != "/etc/resolv.conf" {
+			continue
+		}
+		b, err := os.ReadFile(m.Source)
+		if err != nil {
+			continue
+		}
+		return nameservers(bytes.NewReader(b)), searchDomains(bytes.NewReader(b))
+	}
+	return nil, nil
+}
+
+// hostResolvers returns the name servers of this host. systemd-resolved's stub
+// answers on a loopback address, which is nobody's in another namespace: the
+// file beside it has the servers behind it.
+func hostResolvers() []string {
+	for _, file := range []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"} {
+		if b, err := os.ReadFile(file); err == nil {
+			if s := nameservers(bytes.NewReader(b)); len(s) > 0 {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+func nameservers(r io.Reader) []string {
+	var out []string
+	for s := bufio.NewScanner(r); s.Scan(); {
+		if f := strings.Fields(s.Text()); len(f) >= 2 && f[0] == "nameserver" {
+			out = append(out, f[1])
+		}
+	}
+	return out
+}
+
+// searchDomains returns those of the last search or domain line (resolv.conf(5)).
+func searchDomains(r io.Reader) []string {
+	var out []string
+	for s := bufio.NewScanner(r); s.Scan(); {
+		if f := strings.Fields(s.Text()); len(f) >= 2 && (f[0] == "search" || f[0] == "domain") {
+			out = f[1:]
+		}
+	}
+	return out
+}

@@ -1,0 +1,8 @@
+package runtime
+
+import _ "embed"
+
+// launcher is cmd/nemoclaw-launch, built by the Makefile.
+//
+//go:embed launch_arm64.bin
+var launcher []byte

@@ -1,0 +1,193 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/hooks"
+	"nemoclaw/specs/landlock"
+	"nemoclaw/specs/policy"
+	"nemoclaw/specs/settings"
+)
+
+// Runtime is one engine's runtime: its containers are those below Root.
+type Runtime struct {
+	Root          string // absolute; libcontainer's state
+	SystemdCgroup bool
+	Settings      *settings.Settings
+	Gateway       string // absolute path of nemoclaw-gateway
+}
+
+// confined is what create stored for exec and for those who ask: what was
+// granted then holds for the container's life, whatever defaults a newer
+// nemoclaw has.
+type confined struct {
+	ABI      int                `json:"landlock_abi"`
+	Granted  []landlock.Granted `json:"granted"`
+	Writable []string           `json:"writable"` // directories, as rules named them
+	Filter   []byte             `json:"filter"`   // the second filter, struct sock_filter
+	Notes    []string           `json:"notes"`    // what was done to the spec, and what was not granted
+}
+
+// Dir is the state directory of container id.
+func (r *Runtime) Dir(id string) string { return control.Dir(r.Settings.RunDir, r.Root, id) }
+
+// Load returns the container id.
+func (r *Runtime) Load(id string) (*libcontainer.Container, error) {
+	if id == "" {
+		return nil, errors.New("container id cannot be empty")
+	}
+	return libcontainer.Load(r.Root, id)
+}
+
+// sandbox returns what create stored. A container without it is unconfined, or
+// none of ours: the caller treats its absence as an error unless create was
+// told "unconfined".
+func (r *Runtime) sandbox(id string) (*control.Sandbox, *confined, *policy.Policy, error) {
+	s, err := control.ReadSandbox(r.Dir(id))
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("cannot find what was stored of container %s at its create: %s", id, hideENOENT(err))
+	}
+	if s.PolicyName == unconfined {
+		return s, nil, policy.Unconfined(), nil
+	}
+	c := new(confined)
+	if err := json.Unmarshal(s.Confined, c); err != nil {
+		return nil, nil, nil, fmt.Errorf("cannot understand what was stored of container %s: %w", id, err)
+	}
+	p, err := policy.Parse(s.PolicyFile, []byte(s.Policy))
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("cannot use the policy that was stored of container %s:\n%w", id, err)
+	}
+	return s, c, p, nil
+}
+
+// hideENOENT says what happened to a file of ours without the words that Docker
+// reads as "the program was not found".
+func hideENOENT(err error) string {
+	if p, ok := errors.AsType[*os.PathError](err); ok {
+		if errno, ok := p.Err.(unix.Errno); ok {
+			return p.Path + ": " + unix.ErrnoName(errno)
+		}
+	}
+	return err.Error()
+}
+
+// Start lets a created container's program run, once its layers 3 and 4 are
+// verified.
+func (r *Runtime) Start(id string) error {
+	ctr, err := r.Load(id)
+	if err != nil {
+		return err
+	}
+	status, err := ctr.Status()
+	if err != nil {
+		return err
+	}
+	switch status {
+	case libcontainer.Created:
+	case libcontainer.Stopped:
+		return errors.New("cannot start a container that has stopped")
+	case libcontainer.Running:
+		return errors.New("cannot start an already running container")
+	default:
+		return fmt.Errorf("cannot start a container in the %s state", status)
+	}
+	return r.release(id, ctr)
+}
+
+// release opens the last gate: the namespace is sealed and verified, the
+// gateway decides, and only then init's fifo is opened.
+func (r *Runtime) release(id string, ctr *libcontainer.Container) error {
+	s, _, p, err := r.sandbox(id)
+	if err != nil {
+		return err
+	}
+	if !p.Unconfined {
+		inner, err := hooks.OpenNetns(fmt.Sprintf("/proc/%d/ns/net", s.InitPID))
+		if err != nil {
+			return fmt.Errorf("cannot start container %s: its init is gone: %s", id, hideENOENT(err))
+		}
+		defer inner.Close()
+		if err := hooks.Release(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
+			return fmt.Errorf("cannot start container %s: network: %w", id, err)
+		}
+	}
+	s.Status = "started"
+	if err := control.WriteSandbox(r.Dir(id), s); err != nil {
+		return err
+	}
+	return ctr.Exec()
+}
+
+// Delete removes a container that does not run; with force it is killed first.
+// A container that is not there is libcontainer.ErrNotExist, after what was
+// left of it is removed.
+func (r *Runtime) Delete(id string, force bool) error {
+	ctr, err := r.Load(id)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		if filepath.Base(id) == id && id != "." && id != ".." {
+			_ = os.RemoveAll(filepath.Join(r.Root, id))
+			_ = r.forget(id)
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	status, err := ctr.Status()
+	if err != nil {
+		return err
+	}
+	switch {
+	case force || status == libcontainer.Created:
+		err = kill(ctr)
+	case status != libcontainer.Stopped:
+		return fmt.Errorf("cannot delete container %s that is not stopped: %s", id, status)
+	}
+	if err != nil {
+		return err
+	}
+	if err := ctr.Destroy(); err != nil {
+		return err
+	}
+	return r.forget(id)
+}
+
+// forget ends the gateway and removes the state directory; the audit log stays.
+func (r *Runtime) forget(id string) error {
+	dir := r.Dir(id)
+	if err := hooks.Stop(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// kill ends a container's init and waits until it has.
+func kill(ctr *libcontainer.Container) error {
+	state, err := ctr.State()
+	if err != nil {
+		return err
+	}
+	pidfd, err := unix.PidfdOpen(state.InitProcessPid, 0)
+	if err != nil {
+		_ = ctr.Signal(unix.SIGKILL) // whatever is left in its cgroup
+		return nil
+	}
+	defer unix.Close(pidfd)
+	if start, err := control.StartTime(state.InitProcessPid); err != nil || start != state.InitProcessStartTime {
+		return nil
+	}
+	_ = ctr.Signal(unix.SIGKILL)
+	if !hooks.Ended(pidfd, killTimeout) {
+		return errors.New("container init still running")
+	}
+	return nil
+}

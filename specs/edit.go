@@ -1,0 +1,229 @@
+package specs
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+
+	"nemoclaw/specs/policy"
+	"nemoclaw/specs/seccomp"
+)
+
+// Edit is one change to a spec, and what it does in words: "X: Y", where X is
+// the layer. An edit that finds nothing to change says nothing.
+type Edit struct {
+	Does  string
+	apply func(*oci.Spec)
+}
+
+// Apply applies edits in order.
+func Apply(spec *oci.Spec, edits []Edit) {
+	for _, e := range edits {
+		e.apply(spec)
+	}
+}
+
+// Say returns what edits do, in order, without those that change nothing.
+func Say(edits []Edit) []string {
+	var said []string
+	for _, e := range edits {
+		if e.Does != "" {
+			said = append(said, e.Does)
+		}
+	}
+	return said
+}
+
+// Confine returns everything that is done to a spec, in the order it is done,
+// and the denials of the second filter. The spec is not changed.
+func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Denial, error) {
+	edits := confineProcess(spec.Process, p)
+
+	// The default profile depends on the capabilities that are left.
+	cut := *spec
+	proc := *spec.Process
+	cut.Process = &proc
+	Apply(&cut, edits)
+	profile, again, note, err := firstFilter(&cut)
+	if err != nil {
+		return nil, nil, err
+	}
+	denials, err := seccomp.Denials(callNames(p.Seccomp.Deny), callNames(p.Seccomp.Allow), again)
+	if err != nil {
+		return nil, nil, err
+	}
+	edits = append(edits,
+		Edit{note, func(s *oci.Spec) { s.Linux.Seccomp = profile }},
+		maskKernel(spec),
+		resolvConf(host),
+	)
+	edits = append(edits, scratchDirs(spec, p, host)...)
+	edits = append(edits, home(spec.Process, Writable(StaticRules(spec, p, host))))
+	return edits, denials, nil
+}
+
+// ConfineExec returns what is done to a process that joins a container: the
+// same as to its first one. writable are the directories granted at create.
+func ConfineExec(proc *oci.Process, p *policy.Policy, writable []string) []Edit {
+	return append(confineProcess(proc, p), home(proc, writable))
+}
+
+func confineProcess(proc *oci.Process, p *policy.Policy) []Edit {
+	return []Edit{ceiling(proc, p.Capabilities), noNewPrivileges(proc)}
+}
+
+func firstFilter(spec *oci.Spec) (profile *oci.LinuxSeccomp, again []seccomp.Denial, note string, err error) {
+	given := spec.Linux.Seccomp
+	if given == nil {
+		if given, err = seccomp.Default(spec); err != nil {
+			return nil, nil, "", err
+		}
+		note = "seccomp: the engine gave no profile, Docker's default is used"
+	}
+	profile, again, err = seccomp.Admit(given)
+	return profile, again, note, err
+}
+
+func callNames(list []policy.Syscall) []string {
+	var names []string
+	for _, c := range list {
+		names = append(names, c.Name)
+	}
+	return names
+}
+
+func noNewPrivileges(proc *oci.Process) Edit {
+	e := Edit{apply: func(s *oci.Spec) { s.Process.NoNewPrivileges = true }}
+	if !proc.NoNewPrivileges {
+		e.Does = "process: no_new_privs is set, setuid programs gain nothing"
+	}
+	return e
+}
+
+// Ceiling is the most that a sandbox may hold: Docker's fourteen less NET_RAW
+// (forged packets), MKNOD (devices) and SYS_CHROOT (another root for the next
+// exec to look into).
+var Ceiling = []string{"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
+	"CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"}
+
+// ceiling cuts every set of capabilities to the ceiling, and to what the
+// policy keeps.
+func ceiling(proc *oci.Process, kept *policy.Capabilities) Edit {
+	if proc.Capabilities == nil {
+		return Edit{apply: func(*oci.Spec) {}}
+	}
+	allowed := func(name string) bool {
+		return slices.Contains(Ceiling, name) &&
+			(kept == nil || slices.Contains(kept.Keep, strings.TrimPrefix(name, "CAP_")))
+	}
+	dropped := map[string]bool{}
+	cut := func(set []string) []string {
+		var left []string
+		for _, name := range set {
+			if allowed(name) {
+				left = append(left, name)
+			} else {
+				dropped[strings.TrimPrefix(name, "CAP_")] = true
+			}
+		}
+		return left
+	}
+	c := proc.Capabilities
+	less := &oci.LinuxCapabilities{
+		Bounding: cut(c.Bounding), Effective: cut(c.Effective), Permitted: cut(c.Permitted),
+		Inheritable: cut(c.Inheritable), Ambient: cut(c.Ambient),
+	}
+	e := Edit{apply: func(s *oci.Spec) { s.Process.Capabilities = less }}
+	if len(dropped) > 0 {
+		e.Does = "capabilities: dropped " + strings.Join(slices.Sorted(maps.Keys(dropped)), " ")
+	}
+	return e
+}
+
+// kernelFiles are what Docker hides of proc and sysfs; --privileged shows them.
+var kernelFiles = struct{ masked, readonly []string }{
+	masked: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"},
+	readonly: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+}
+
+func maskKernel(spec *oci.Spec) Edit {
+	masked, readonly := union(spec.Linux.MaskedPaths, kernelFiles.masked), union(spec.Linux.ReadonlyPaths, kernelFiles.readonly)
+	e := Edit{apply: func(s *oci.Spec) { s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = masked, readonly }}
+	if n := len(masked) + len(readonly) - len(spec.Linux.MaskedPaths) - len(spec.Linux.ReadonlyPaths); n > 0 {
+		e.Does = fmt.Sprintf("mounts: %d more files of the kernel are hidden or read-only", n)
+	}
+	return e
+}
+
+// union returns a followed by those of b that it lacks.
+func union(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func resolvConf(host Host) Edit {
+	if host.HasResolvConf {
+		return Edit{apply: func(*oci.Spec) {}}
+	}
+	return Edit{"network: /etc/resolv.conf is mounted, the image has none", func(s *oci.Spec) {
+		s.Mounts = append(s.Mounts, oci.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: host.ResolvConf,
+			Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}})
+	}}
+}
+
+// scratchDirs mounts a tmpfs where the policy grants a directory that a
+// read-only root does not have and nobody could make.
+func scratchDirs(spec *oci.Spec, p *policy.Policy, host Host) []Edit {
+	if spec.Root == nil || !spec.Root.Readonly {
+		return nil
+	}
+	var edits []Edit
+	for _, r := range StaticRules(spec, p, host) {
+		if r.Make && host.Missing[r.Path] {
+			mount := oci.Mount{Destination: r.Path, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=0755",
+				fmt.Sprintf("uid=%d", spec.Process.User.UID), fmt.Sprintf("gid=%d", spec.Process.User.GID)}}
+			edits = append(edits, Edit{"mounts: a tmpfs at " + r.Path + ", the root is read-only and lacks it", func(s *oci.Spec) {
+				s.Mounts = append(s.Mounts, mount)
+			}})
+		}
+	}
+	return edits
+}
+
+// home sets HOME to /sandbox unless it is somewhere that the program may
+// write: git, npm and pip end in errors where they cannot. The old home stays
+// unreadable. Without HOME in the environment runc would take it from the
+// image's /etc/passwd, which is /root as a rule.
+func home(proc *oci.Process, writable []string) Edit {
+	nothing := Edit{apply: func(*oci.Spec) {}}
+	if !slices.Contains(writable, sandboxDir) {
+		return nothing
+	}
+	was := ""
+	env := make([]string, 0, len(proc.Env)+1)
+	for _, kv := range proc.Env {
+		if v, ok := strings.CutPrefix(kv, "HOME="); ok {
+			was = v
+			continue
+		}
+		env = append(env, kv)
+	}
+	if was != "" && slices.ContainsFunc(writable, func(dir string) bool { return within(was, dir) }) {
+		return nothing
+	}
+	env = append(env, "HOME="+sandboxDir)
+	e := Edit{apply: func(s *oci.Spec) { s.Process.Env = env }}
+	if was != "" {
+		e.Does = fmt.Sprintf("process: HOME is %s, %s is not writable", sandboxDir, was)
+	}
+	return e
+}

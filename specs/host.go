@@ -1,0 +1,49 @@
+package specs
+
+// Host is what the runtime found out about the machine and the bundle before
+// anything was started.
+type Host struct {
+	LandlockABI      int    // 0: none
+	SELinuxEnforcing bool   // getenforce(8)
+	RunDir           string // nemoclaw's own state
+	PolicyFile       string // resolved; empty for the built-in
+
+	// Volumes are the spec's bind mounts, in its order.
+	Volumes []Volume
+
+	// HasResolvConf tells that the root file system or a mount brings an
+	// /etc/resolv.conf with a name server in it.
+	HasResolvConf bool
+	// ResolvConf is the file to mount where there is none.
+	ResolvConf string
+	// Missing tells which of the writable directories the root file system
+	// does not have.
+	Missing map[string]bool
+}
+
+// Volume is one bind mount of a spec.
+type Volume struct {
+	Source      string // as in the spec, absolute
+	Resolved    string // with symbolic links followed
+	Destination string
+	ReadOnly    bool
+	Kind        Kind
+	Sockets     []string // listening unix sockets at or below Resolved
+}
+
+// Kind is what a volume's source is.
+type Kind string
+
+// The kinds of sources.
+const (
+	Directory Kind = "directory"
+	File      Kind = "file"
+	Socket    Kind = "socket"
+	Device    Kind = "device"
+)
+
+// Image is what the runtime found in the container's root once it stood.
+type Image struct {
+	TopLevel []string // names of the directories in "/"
+	Program  string   // args[0], resolved to an absolute path
+}

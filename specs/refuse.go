@@ -1,0 +1,150 @@
+package specs
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+
+	"nemoclaw/specs/landlock"
+	"nemoclaw/specs/policy"
+)
+
+// Refuse returns why a container cannot be confined, every reason at once, or
+// nil. What it lets through can be.
+func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
+	var faults []error
+	fault := func(hint, format string, args ...any) {
+		faults = append(faults, &Refusal{Why: fmt.Sprintf(format, args...), Hint: hint})
+	}
+
+	switch {
+	case host.LandlockABI == 0:
+		fault("boot with landlock in the kernel's lsm= list; nemoclaw doctor tells what is missing",
+			"landlock: this kernel does not have it or has it turned off")
+	case host.LandlockABI < landlock.MinABI && !p.Landlock.BestEffort:
+		fault(`write "landlock: { compatibility: best_effort }" into the policy to run with what this kernel has`,
+			"landlock: this kernel has ABI %d, the policy needs %d (Linux %s)", host.LandlockABI, landlock.MinABI, landlock.Kernel(landlock.MinABI))
+	}
+	if host.SELinuxEnforcing {
+		fault("setenforce 0, or run this container with another runtime",
+			"selinux: it is enforcing, and how it judges the launcher has not been tested")
+	}
+	if spec.Process == nil || len(spec.Process.Args) == 0 {
+		fault("", "spec: process.args names no program")
+	}
+	if spec.Linux == nil {
+		fault("", "spec: it has no linux section")
+		return errors.Join(faults...)
+	}
+	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.NetworkNamespace }) {
+		fault("leave out --network host: the gateway carries what the policy allows",
+			"network: the container has no network namespace of its own, so nothing could stand between it and the host's")
+	}
+	if !slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return m.Type == "proc" && path.Clean(m.Destination) == "/proc" }) {
+		fault("add the usual proc mount to the spec", "mounts: there is no proc mount at /proc, so the image could supply the launcher")
+	}
+	if spec.Hooks != nil && len(spec.Hooks.StartContainer) > 0 {
+		fault("", "hooks: startContainer hooks run inside the container before the layers are on")
+	}
+	for _, v := range host.Volumes {
+		if why, line := guard(v, host); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Source) {
+			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", line), "volumes: %s: %s", v.Source, why)
+		}
+		if !v.ReadOnly && host.PolicyFile != "" && within(host.PolicyFile, v.Resolved) {
+			fault("mount it read-only, or keep the policy elsewhere", "volumes: %s: the policy file %s lies in it, and the program could rewrite it", v.Source, host.PolicyFile)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Refusal is one reason; Hint is what a person could do about it, or empty.
+type Refusal struct{ Why, Hint string }
+
+func (r *Refusal) Error() string { return r.Why }
+
+// sensitive are places whose mount would give away the host; a volume that is
+// one of them or contains one is refused.
+var sensitive = []string{"/", "/etc", "/root", "/home", "/run", "/dev", "/proc", "/sys", "/boot"}
+
+// secretNames are directories and files that hold credentials wherever they
+// lie: a volume at or below one is refused.
+var secretNames = []string{".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", ".gcloud", ".password-store", ".netrc", ".git-credentials", ".vault-token", ".pki"}
+
+// engineDirs belong to container engines: images, other containers' files,
+// their sockets.
+var engineDirs = []string{"/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/crio", "/var/lib/rancher",
+	"/run/containerd", "/run/docker", "/run/containers", "/run/crio", "/run/k3s", "/run/podman", "/run/libpod"}
+
+// handedOut are what engines give to containers out of their directories, as
+// patterns of path.Match; a volume at or below a match is the container's own.
+var handedOut = []string{
+	"/var/lib/docker/volumes/*/_data",
+	"/var/lib/docker/*/volumes/*/_data", // userns-remap
+	"/var/lib/docker/containers/*/resolv.conf", "/var/lib/docker/containers/*/hosts", "/var/lib/docker/containers/*/hostname", "/var/lib/docker/containers/*/mounts",
+	"/var/lib/docker/*/containers/*/resolv.conf", "/var/lib/docker/*/containers/*/hosts", "/var/lib/docker/*/containers/*/hostname", "/var/lib/docker/*/containers/*/mounts",
+	"/var/lib/kubelet/pods/*/volumes", "/var/lib/kubelet/pods/*/volume-subpaths", "/var/lib/kubelet/pods/*/etc-hosts", "/var/lib/kubelet/pods/*/containers",
+	"/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/*", "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/*",
+	"/var/lib/containers/storage/volumes/*/_data", "/var/lib/containers/storage/overlay-containers/*", "/run/containers/storage/overlay-containers/*",
+}
+
+// guard returns why v must not be mounted unless the policy names it, and the
+// path to write there.
+func guard(v Volume, host Host) (why, line string) {
+	at := v.Resolved
+	switch {
+	case v.Kind == Socket:
+		return "it is a socket, and whoever listens there acts for the host", v.Source
+	case v.Kind == Device:
+		return "it is a device", v.Source
+	case within(host.RunDir, at) || within(at, host.RunDir):
+		return "nemoclaw keeps its state there", v.Source
+	}
+	for _, s := range sensitive {
+		if within(s, at) {
+			if s == at {
+				return "it holds the host's own files", v.Source
+			}
+			return "it contains " + s, v.Source
+		}
+	}
+	if path.Dir(at) == "/home" {
+		return "it is a home directory", v.Source
+	}
+	for _, name := range strings.Split(at, "/") {
+		if slices.Contains(secretNames, name) {
+			return name + " holds credentials", v.Source
+		}
+	}
+	for _, dir := range engineDirs {
+		if (within(at, dir) || within(dir, at)) && !isHandedOut(at) {
+			return dir + " belongs to a container engine", v.Source
+		}
+	}
+	if len(v.Sockets) > 0 {
+		return fmt.Sprintf("a program of the host listens at %s, and Landlock before ABI 9 does not stop a connection to it", v.Sockets[0]), v.Source
+	}
+	return "", ""
+}
+
+func isHandedOut(at string) bool {
+	for p := at; p != "/" && p != "."; p = path.Dir(p) {
+		for _, pattern := range handedOut {
+			if ok, _ := path.Match(pattern, p); ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// within reports whether p is dir or lies below it; both are clean.
+func within(p, dir string) bool {
+	if p == "" || dir == "" {
+		return false
+	}
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
+}
