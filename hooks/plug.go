@@ -336,7 +336,8 @@ func (m *move) flushInner() error {
 func (m *move) address() error {
 	for _, c := range m.cables {
 		for _, a := range c.addrs {
-			if err := m.uplink.AddrAdd(at(c.moved), movedAddr(a)); err != nil {
+			// Replace: the kernel may have made the link-local one already.
+			if err := m.uplink.AddrReplace(at(c.moved), movedAddr(a)); err != nil {
 				return fmt.Errorf("cannot give %s the address %s: %w", c.name, a.IPNet, err)
 			}
 		}
