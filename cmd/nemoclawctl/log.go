@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nemoclaw/egress/audit"
+)
+
+var logCommand = &cli.Command{
+	Name:      "log",
+	Usage:     "show what a sandbox did",
+	ArgsUsage: "[-f] ID",
+	Flags:     []cli.Flag{jsonFlag, &cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on as it happens"}},
+	Action: func(c *cli.Context) error {
+		if err := wants(c, 1, 1); err != nil {
+			return err
+		}
+		s, err := find(c.Args().First())
+		if err != nil {
+			return err
+		}
+		show := showText
+		if c.Bool("json") {
+			show = showRaw
+		}
+		if !c.Bool("follow") {
+			return s.readLog(func(line []byte) error { return show(c.App.Writer, line) })
+		}
+		ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		return s.followLog(ctx, func(line []byte) error { return show(c.App.Writer, line) })
+	},
+}
+
+// readLog passes on the lines of this sandbox. The file may hold others of the
+// same name before it: each begins with a segment line.
+func (s *sandbox) readLog(line func([]byte) error) error {
+	f, err := os.Open(s.AuditLog)
+	if err != nil {
+		return fmt.Errorf("cannot read the audit log: %w", err)
+	}
+	defer f.Close()
+	var begin, at int64
+	err = eachLine(f, func(text []byte) error {
+		if strings.Contains(string(text), `"kind":"`+audit.KindSegment+`"`) && kind(text) == audit.KindSegment {
+			begin = at
+		}
+		at += int64(len(text))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := f.Seek(begin, io.SeekStart); err != nil {
+		return fmt.Errorf("cannot read the audit log: %w", err)
+	}
+	return eachLine(f, line)
+}
+
+// kind is what a line says of the sandbox, or "" for one about a connection.
+func kind(text []byte) string {
+	var c audit.Change
+	_ = json.Unmarshal(text, &c) // a line that is none has no kind
+	return c.Unmapped.Kind
+}
+
+// followLog passes on lines as the gateway streams them, until the sandbox
+// ends or ctx is done.
+func (s *sandbox) followLog(ctx context.Context, line func([]byte) error) error {
+	resp, err := s.do(ctx, "GET", "/v1/events", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := eachLine(resp.Body, line); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func eachLine(r io.Reader, line func([]byte) error) error {
+	br := bufio.NewReaderSize(r, 64<<10)
+	for {
+		text, err := br.ReadBytes('\n')
+		if len(text) > 0 {
+			if err := line(text); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot read the audit log: %w", err)
+		}
+	}
+}
+
+func showRaw(w io.Writer, line []byte) error {
+	_, err := w.Write(line)
+	return err
+}
+
+// showText prints one line for people.
+func showText(w io.Writer, line []byte) error {
+	var base audit.Base
+	if err := json.Unmarshal(line, &base); err != nil {
+		_, err := fmt.Fprintf(w, "%s\n", cell("not a line of the log: "+string(line)))
+		return err
+	}
+	text := base.Message
+	if base.ClassUID == 4001 {
+		var n audit.Network
+		if err := json.Unmarshal(line, &n); err == nil {
+			text = networkText(&n)
+		}
+	} else if k := kind(line); k != "" {
+		text = fmt.Sprintf("%-7s %s", k, text)
+	}
+	if base.SeverityID >= audit.High {
+		text = loud(w, printable(text))
+	} else {
+		text = printable(text)
+	}
+	_, err := fmt.Fprintf(w, "%s  %s\n", time.UnixMilli(base.Time).Format(time.DateTime), strings.TrimRight(text, " \n"))
+	return err
+}
+
+// networkText is one decision: what, where, by which rule, who.
+func networkText(n *audit.Network) string {
+	words := []string{fmt.Sprintf("%-7s", n.Unmapped.Verdict), place(n.Dst)}
+	if n.Unmapped.Reason != "" {
+		words = append(words, n.Unmapped.Reason)
+	}
+	if n.Count > 1 {
+		words = append(words, fmt.Sprintf("(%d times)", n.Count))
+	}
+	if n.Rule != nil {
+		words = append(words, "by "+n.Rule.Name)
+	}
+	if n.Traffic != nil {
+		words = append(words, fmt.Sprintf("sent %d got %d bytes", n.Traffic.Out, n.Traffic.In))
+	}
+	if n.Duration > 0 {
+		words = append(words, "in "+(time.Duration(n.Duration)*time.Millisecond).String())
+	}
+	if n.Actor != nil {
+		p := n.Actor.Process
+		name := p.Name
+		if p.File != nil {
+			name = p.File.Path
+		}
+		words = append(words, fmt.Sprintf("%s[%d]", cmp.Or(name, "?"), p.PID))
+	}
+	if n.Unmapped.Detail != "" {
+		words = append(words, "-- "+n.Unmapped.Detail)
+	}
+	return cell(strings.Join(words, " "))
+}
+
+func place(e *audit.Endpoint) string {
+	if e == nil {
+		return "?"
+	}
+	return cmp.Or(e.Hostname, e.IP, "?") + ":" + strconv.Itoa(int(e.Port))
+}

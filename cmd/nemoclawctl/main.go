@@ -1,0 +1,195 @@
+// Command nemoclawctl is the operator's console: it shows what sandboxes do and
+// decides what they may do. It reaches them through their state directories
+// and sockets, and confines nothing itself.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"nemoclaw/egress/control"
+	"nemoclaw/specs/settings"
+)
+
+// Set by the Makefile.
+var (
+	version = "0.1.0"
+	commit  = ""
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // the command failed, or audit verify found faults
+	exitUsage  = 2 // the command line is wrong
+)
+
+func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+
+// run is the program without its process.
+func run(args []string, stdout, stderr io.Writer) int {
+	err := newApp(stdout, stderr).Run(reorder(args))
+	if err == nil {
+		return exitOK
+	}
+	printError(stderr, err)
+	if errors.As(err, new(usageError)) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// usageError marks a command line that is wrong.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// hinted is an error with advice, which stands on a line of its own.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h hinted) Unwrap() error { return h.error }
+
+func printError(w io.Writer, err error) {
+	text := printable(err.Error())
+	fmt.Fprintf(w, "nemoclawctl: %s\n", text)
+	var h hinted
+	if errors.As(err, &h) && h.hint != "" {
+		fmt.Fprintf(w, "hint: %s\n", printable(h.hint))
+	}
+}
+
+var jsonFlag = &cli.BoolFlag{Name: "json", Usage: "print JSON for programs instead of text for people"}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	cli.VersionPrinter = printVersion
+	cli.OsExiter = func(int) {} // run decides
+	app := &cli.App{
+		Name:                 "nemoclawctl",
+		Usage:                "see what sandboxes do, and decide what they may do",
+		Version:              version,
+		Writer:               stdout,
+		ErrWriter:            stderr,
+		EnableBashCompletion: true,
+		HideHelpCommand:      true,
+		ExitErrHandler:       func(*cli.Context, error) {},
+		OnUsageError:         usage,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usageError{fmt.Errorf("cannot run %q: there is no such command", c.Args().First())}
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Commands: []*cli.Command{
+			listCommand, statusCommand, logCommand, pendingCommand, approveCommand, denyCommand, reloadCommand, auditCommand, completionCommand,
+		},
+	}
+	prepare(app.Commands)
+	return app
+}
+
+// prepare sets what commands do not inherit from the application.
+func prepare(commands []*cli.Command) {
+	for _, c := range commands {
+		c.OnUsageError = usage
+		c.HideHelpCommand = true
+		prepare(c.Subcommands)
+	}
+}
+
+func usage(_ *cli.Context, err error, _ bool) error { return usageError{err} }
+
+func printVersion(c *cli.Context) {
+	fmt.Fprintf(c.App.Writer, "nemoclawctl version %s\n", version)
+	if commit != "" {
+		fmt.Fprintf(c.App.Writer, "commit: %s\n", commit)
+	}
+}
+
+// reorder puts a command's flags before its arguments, where cli/v2 looks for
+// them. No flag of ours has a value, so that each stands alone; behind "--"
+// everything is an argument.
+func reorder(args []string) []string {
+	if len(args) < 2 || args[len(args)-1] == "--generate-bash-completion" {
+		return args
+	}
+	head, rest := args[:1:1], args[1:]
+	for len(rest) > 0 && (strings.HasPrefix(rest[0], "-") || isGroup(head, rest[0])) {
+		head, rest = append(head, rest[0]), rest[1:]
+	}
+	if len(rest) == 0 {
+		return args
+	}
+	head, rest = append(head, rest[0]), rest[1:] // the command
+	var flags, words []string
+	for i, a := range rest {
+		if a == "--" {
+			words = append(words, rest[i:]...)
+			break
+		}
+		if strings.HasPrefix(a, "-") && a != "-" {
+			flags = append(flags, a)
+		} else {
+			words = append(words, a)
+		}
+	}
+	return append(append(head, flags...), words...)
+}
+
+// isGroup reports whether word, as the first one, has commands below it.
+func isGroup(head []string, word string) bool {
+	return len(head) == 1 && word == auditCommand.Name
+}
+
+// wants checks the number of arguments.
+func wants(c *cli.Context, least, most int) error {
+	if n := c.NArg(); n < least || n > most {
+		return hinted{usageError{fmt.Errorf("cannot run %s with %d arguments", c.Command.Name, n)}, "nemoclawctl " + c.Command.Name + " " + c.Command.ArgsUsage}
+	}
+	return nil
+}
+
+// sandbox is one that the command line names.
+type sandbox struct {
+	dir string
+	*control.Sandbox
+	settings *settings.Settings
+}
+
+// find returns the sandbox whose id, or the beginning of it, is id.
+func find(id string) (*sandbox, error) {
+	set, err := settings.Load()
+	if err != nil {
+		return nil, err
+	}
+	dir, s, err := control.Find(set.RunDir, id)
+	if err != nil {
+		return nil, hinted{err, "nemoclawctl list shows the sandboxes of this host"}
+	}
+	return &sandbox{dir, s, set}, nil
+}
+
+// all returns every sandbox, in the order of their ids.
+func all() ([]*sandbox, error) {
+	set, err := settings.Load()
+	if err != nil {
+		return nil, err
+	}
+	found, err := control.Sandboxes(set.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*sandbox, 0, len(found))
+	for dir, s := range found {
+		list = append(list, &sandbox{dir, s, set})
+	}
+	sortSandboxes(list)
+	return list, nil
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"nemoclaw/egress/control"
+)
+
+// row is a sandbox as list shows it.
+type row struct {
+	ID      string          `json:"id"`
+	Root    string          `json:"root"`
+	State   string          `json:"state"` // created, running or stopped
+	Created time.Time       `json:"created"`
+	Policy  string          `json:"policy"`
+	Gateway string          `json:"gateway"` // up or down
+	Status  *control.Status `json:"status,omitempty"`
+	Pending int             `json:"pending"`
+}
+
+var listCommand = &cli.Command{
+	Name:  "list",
+	Usage: "list the sandboxes of this host",
+	Flags: []cli.Flag{jsonFlag},
+	Action: func(c *cli.Context) error {
+		if err := wants(c, 0, 0); err != nil {
+			return err
+		}
+		sandboxes, err := all()
+		if err != nil {
+			return err
+		}
+		rows := []row{}
+		for _, s := range sandboxes {
+			rows = append(rows, s.row())
+		}
+		if c.Bool("json") {
+			return printJSON(c.App.Writer, rows)
+		}
+		return printRows(c.App.Writer, rows)
+	},
+}
+
+// row asks the sandbox's gateway for what only it knows.
+func (s *sandbox) row() row {
+	r := row{ID: s.ID, Root: s.Root, State: s.state(), Created: s.Created, Policy: s.PolicyName, Gateway: "down"}
+	var st control.Status
+	if s.call("GET", "/v1/status", nil, &st) == nil {
+		r.Gateway, r.Status = "up", &st
+		var p []control.Pending
+		_ = s.call("GET", "/v1/pending", nil, &p) // it has just answered
+		r.Pending = len(p)
+	}
+	return r
+}
+
+// state is what is stored, corrected by what the kernel says.
+func (s *sandbox) state() string {
+	switch {
+	case !s.alive():
+		return "stopped"
+	case s.Status == "started":
+		return "running"
+	}
+	return s.Status
+}
+
+func printRows(w io.Writer, rows []row) error {
+	lines := [][]string{{"ID", "STATE", "POLICY", "GATEWAY", "OPEN", "ALLOWED", "REFUSED", "PENDING", "CREATED"}}
+	var faults []string
+	for _, r := range rows {
+		open, allowed, refused := "-", "-", "-"
+		if st := r.Status; st != nil {
+			open, allowed, refused = strconv.Itoa(st.Open), strconv.FormatUint(st.Allowed, 10), strconv.FormatUint(st.Refused, 10)
+			faults = append(faults, alarms(st)...)
+		}
+		lines = append(lines, []string{short(r.ID), r.State, r.Policy, r.Gateway, open, allowed, refused, strconv.Itoa(r.Pending), ago(r.Created)})
+	}
+	if err := table(w, lines); err != nil {
+		return err
+	}
+	for _, f := range faults {
+		fmt.Fprintln(w, loud(w, f))
+	}
+	return nil
+}
+
+// short is enough of an id to name it; engines' have 64 digits.
+func short(id string) string {
+	if len(id) == 64 && strings.Trim(id, "0123456789abcdef") == "" {
+		return id[:12]
+	}
+	return id
+}
+
+// alarms are what an operator must not overlook.
+func alarms(st *control.Status) (list []string) {
+	if st.PolicyFault != "" {
+		list = append(list, fmt.Sprintf("%s: THE POLICY FILE IS NOT IN FORCE; generation %d stays:\n%s", short(st.ID), st.Generation, printable(st.PolicyFault)))
+	}
+	if st.AuditFault != "" {
+		list = append(list, fmt.Sprintf("%s: THE AUDIT LOG CANNOT BE WRITTEN; everything is refused:\n%s", short(st.ID), printable(st.AuditFault)))
+	}
+	return list
+}
+
+var statusCommand = &cli.Command{
+	Name:      "status",
+	Usage:     "show what is in force in a sandbox",
+	ArgsUsage: "ID",
+	Flags:     []cli.Flag{jsonFlag},
+	Action: func(c *cli.Context) error {
+		if err := wants(c, 1, 1); err != nil {
+			return err
+		}
+		s, err := find(c.Args().First())
+		if err != nil {
+			return err
+		}
+		st := new(control.Status)
+		if err := s.call("GET", "/v1/status", nil, st); err != nil {
+			if !c.Bool("json") {
+				_ = printStatus(c.App.Writer, s, nil)
+			}
+			return err
+		}
+		if c.Bool("json") {
+			return printJSON(c.App.Writer, struct {
+				*control.Status
+				State    string          `json:"state"`
+				Confined json.RawMessage `json:"confined,omitempty"`
+			}{st, s.state(), s.Confined})
+		}
+		return printStatus(c.App.Writer, s, st)
+	},
+}
+
+// printStatus shows what is stored, and what the gateway says if it does.
+func printStatus(w io.Writer, s *sandbox, st *control.Status) error {
+	rows := [][]string{
+		{"id:", s.ID},
+		{"state:", s.state()},
+		{"policy:", policyText(s.PolicyName, s.PolicyFile)},
+		{"audit log:", s.AuditLog},
+	}
+	if st != nil {
+		for _, a := range alarms(st) {
+			fmt.Fprintln(w, loud(w, a))
+		}
+		rows = append(rows,
+			[]string{"generation:", fmt.Sprintf("%d (%.12s)", st.Generation, st.Digest)},
+			[]string{"gateway:", gatewayText(st)},
+			[]string{"uplink:", cmp.Or(strings.Join(st.Links, ", "), "none")},
+			[]string{"connections:", fmt.Sprintf("%d open, %d allowed, %d refused", st.Open, st.Allowed, st.Refused)},
+		)
+		for _, n := range st.Notes {
+			rows = append(rows, []string{"note:", n})
+		}
+	}
+	if layers := confinedText(s.Confined); len(layers) > 0 {
+		rows = append(rows, layers...)
+	}
+	return table(w, rows)
+}
+
+func policyText(name, file string) string {
+	if file == "" || file == name {
+		return name
+	}
+	return name + " (" + file + ")"
+}
+
+func gatewayText(st *control.Status) string {
+	worker := "worker " + strconv.Itoa(st.Worker)
+	if st.Worker == 0 {
+		worker = "worker is being restarted; connections wait"
+	}
+	return fmt.Sprintf("monitor %d, %s, %d restarts, since %s", st.Monitor, worker, st.Restarts, st.Since.Format(time.RFC3339))
+}
+
+// confinedText shows what the runtime stored of the other layers, key by key.
+func confinedText(raw json.RawMessage) (rows [][]string) {
+	dec := json.NewDecoder(strings.NewReader(string(raw)))
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return nil
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		var value json.RawMessage
+		if err != nil || dec.Decode(&value) != nil {
+			break
+		}
+		text := string(value)
+		var s string
+		if json.Unmarshal(value, &s) == nil {
+			text = s
+		}
+		rows = append(rows, []string{fmt.Sprint(key) + ":", text})
+	}
+	return rows
+}
+
+var pendingCommand = &cli.Command{
+	Name:      "pending",
+	Usage:     "show what was refused and waits for a decision",
+	ArgsUsage: "[ID]",
+	Flags:     []cli.Flag{jsonFlag},
+	Action: func(c *cli.Context) error {
+		if err := wants(c, 0, 1); err != nil {
+			return err
+		}
+		sandboxes, err := chosen(c.Args().First())
+		if err != nil {
+			return err
+		}
+		return printPending(c, sandboxes, c.Args().Present())
+	},
+}
+
+// chosen returns the one sandbox that id names, or all without an id.
+func chosen(id string) ([]*sandbox, error) {
+	if id == "" {
+		return all()
+	}
+	s, err := find(id)
+	return []*sandbox{s}, err
+}
+
+// attempt is a Pending and whose it is.
+type attempt struct {
+	Sandbox string `json:"sandbox"`
+	control.Pending
+}
+
+func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
+	attempts := []attempt{}
+	var faults []string
+	for _, s := range sandboxes {
+		var st control.Status
+		var list []control.Pending
+		err := s.call("GET", "/v1/status", nil, &st)
+		if err == nil {
+			err = s.call("GET", "/v1/pending", nil, &list)
+		}
+		if err != nil {
+			if named {
+				return err
+			}
+			continue // it has ended, or list shows that its gateway is down
+		}
+		faults = append(faults, alarms(&st)...)
+		for _, p := range list {
+			attempts = append(attempts, attempt{s.ID, p})
+		}
+	}
+	if c.Bool("json") {
+		return printJSON(c.App.Writer, attempts)
+	}
+	for _, f := range faults {
+		fmt.Fprintln(c.App.Writer, loud(c.App.Writer, f))
+	}
+	rows := [][]string{{"SANDBOX", "HOST", "PORT", "REASON", "TIMES", "LAST", "PROCESS"}}
+	for _, a := range attempts {
+		rows = append(rows, []string{short(a.Sandbox), a.Host, strconv.Itoa(int(a.Port)), a.Reason, strconv.Itoa(a.Count), ago(a.Last), who(a.Process)})
+	}
+	return table(c.App.Writer, rows)
+}
