@@ -134,9 +134,7 @@ func (f *Filesystem) addEssential() {
 			f.ReadOnly = append(f.ReadOnly, path)
 		}
 	}
-	f.ReadOnly = slices.DeleteFunc(f.ReadOnly, func(p Path) bool {
-		return p.Line == 0 && has(f.ReadWrite, p.Name)
-	})
+	f.ReadOnly = slices.DeleteFunc(f.ReadOnly, func(p Path) bool { return has(f.ReadWrite, p.Name) })
 }
 
 func has(paths []Path, name string) bool {
