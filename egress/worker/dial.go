@@ -49,6 +49,12 @@ func (g *guard) lastWord(ctx context.Context, _, address string, c syscall.RawCo
 	return serr
 }
 
+// dialed is a connection, and the address that was checked and dialed for it.
+type dialed struct {
+	*net.TCPConn
+	to netip.AddrPort
+}
+
 // failure is why a connection could not be made: a refusal if Reason is set,
 // otherwise the network's fault.
 type failure struct {
@@ -58,7 +64,7 @@ type failure struct {
 }
 
 // connect finds an address of t that v allows, and connects to it.
-func (s *server) connect(ctx context.Context, t target, v verdict) (*net.TCPConn, *failure) {
+func (s *server) connect(ctx context.Context, t target, v verdict) (*dialed, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	addrs := []netip.Addr{t.addr}
@@ -115,12 +121,12 @@ func (s *server) permitted(addrs []netip.Addr, port uint16, v verdict) ([]netip.
 
 // race connects to the first address that answers. The next is tried when one
 // fails, or beside it when it is slow (RFC 8305).
-func (s *server) race(ctx context.Context, addrs []netip.Addr, port uint16) (*net.TCPConn, *failure) {
+func (s *server) race(ctx context.Context, addrs []netip.Addr, port uint16) (*dialed, *failure) {
 	if len(addrs) == 1 {
 		return s.dial(ctx, netip.AddrPortFrom(addrs[0], port))
 	}
 	type result struct {
-		c    *net.TCPConn
+		c    *dialed
 		fail *failure
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -173,7 +179,7 @@ func (s *server) race(ctx context.Context, addrs []netip.Addr, port uint16) (*ne
 	}
 }
 
-func (s *server) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, *failure) {
+func (s *server) dial(ctx context.Context, to netip.AddrPort) (*dialed, *failure) {
 	dial := s.Dial
 	if dial == nil {
 		dial = func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
@@ -191,7 +197,7 @@ func (s *server) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, *fa
 		c.Close()
 		return nil, &failure{reason: policy.Forbidden, addr: to}
 	}
-	return c, nil
+	return &dialed{c, to}, nil
 }
 
 // cause is the kernel's word about a failed dial, without the addresses that

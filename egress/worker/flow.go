@@ -228,7 +228,6 @@ func (f *flow) serve() {
 
 // serveTLS passes a connection whose first flight names the right host.
 func (f *flow) serveTLS() {
-	f.proto = "tls"
 	src, err := newSource(f.c)
 	if err != nil {
 		return
@@ -238,6 +237,7 @@ func (f *flow) serveTLS() {
 		f.refuse(*fault)
 		return
 	}
+	f.proto = "tls"
 	if f.open() {
 		f.relay(src)
 	}
@@ -338,14 +338,13 @@ func (f *flow) compareName(sni string) *fault {
 
 // serveHTTP relays requests one by one.
 func (f *flow) serveHTTP() {
-	f.proto = "http"
 	br := bufio.NewReaderSize(f.c, 4096)
 	h, fault := f.readHead(br)
 	if fault != nil {
 		f.refuse(*fault)
 		return
 	}
-	f.method = h.method
+	f.proto, f.method = "http", h.method
 	if f.open() {
 		f.relayHTTP(br, h)
 		f.finish()
@@ -357,7 +356,7 @@ func (f *flow) serveHTTP() {
 func (f *flow) open() bool {
 	f.process = f.who.wait(f.s.ctx)
 	if err := f.s.records.write(f.record(control.Allow, "", "")); err != nil {
-		f.answer(f.proto, fault{reason: policy.Unrecorded, proto: f.proto})
+		f.answer(fault{reason: policy.Unrecorded, proto: f.proto})
 		return false
 	}
 	f.mu.Lock()
@@ -387,14 +386,14 @@ func (f *flow) open() bool {
 }
 
 // connected takes the server's connection over, unless the flow was cut.
-func (f *flow) connected(up *net.TCPConn) bool {
+func (f *flow) connected(up *dialed) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.gone {
-		reset(up)
+		reset(up.TCPConn)
 		return false
 	}
-	f.up, f.addr = up, addrPort(up.RemoteAddr())
+	f.up, f.addr = up.TCPConn, up.to
 	return true
 }
 
@@ -429,8 +428,9 @@ func (f *flow) abortLocked() {
 	}
 }
 
-// finish records the end.
+// finish records the end. Whoever reads the record finds room for another.
 func (f *flow) finish() {
+	f.s.flows.remove(f)
 	f.mu.Lock()
 	cut, detail := f.cut, f.detail
 	f.mu.Unlock()

@@ -411,6 +411,10 @@ func (f *flow) passRequests(br *bufio.Reader, h *head) *fault {
 		}
 		var ft *fault
 		if h, ft = f.readHead(br); ft != nil {
+			if isReset(f.c) {
+				f.abort()
+				return nil
+			}
 			return ft
 		}
 		if h.upgrade {
@@ -447,11 +451,14 @@ func (f *flow) writeBody(br *bufio.Reader, h *head) (*fault, bool) {
 		err = skipTrailer(br)
 	}
 	var op *net.OpError
-	if errors.As(err, &op) {
+	switch {
+	case errors.As(err, &op):
 		f.ended(f.up, f.c, err)
 		return nil, false
-	}
-	if err != nil {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		f.ended(f.up, f.c, io.EOF)
+		return nil, false
+	case err != nil:
 		return &fault{reason: policy.Malformed, proto: "http", detail: "the chunked body is malformed"}, false
 	}
 	if _, err := io.WriteString(f.up, "0\r\n\r\n"); err != nil {
@@ -548,5 +555,6 @@ func (f *flow) refuseNext(ft *fault, done <-chan struct{}) {
 	timer := time.AfterFunc(drainTime, f.abort)
 	<-done
 	timer.Stop()
-	f.answer("http", *ft)
+	ft.proto = "http"
+	f.answer(*ft)
 }

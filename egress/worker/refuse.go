@@ -37,7 +37,6 @@ func (f *flow) sniff() fault {
 			break
 		}
 	}
-	f.proto = ft.proto
 	if f.target.host != "" {
 		ft.detail = "" // the name is known; the hint may be a lie
 	}
@@ -73,13 +72,14 @@ func (ft *fault) recognise(b []byte) bool {
 
 // refuse records a refusal and tells the program.
 func (f *flow) refuse(ft fault) {
+	f.proto = ft.proto
 	f.process = f.who.wait(f.s.ctx)
 	rec := f.record(control.Refuse, ft.reason, ft.detail)
 	if err := f.s.records.refuse(rec); err == errGone {
 		reset(f.c)
 		return
 	}
-	f.answer(ft.proto, ft)
+	f.answer(ft)
 }
 
 // refuseAtOnce does it without asking, waiting or politeness.
@@ -91,8 +91,8 @@ func (f *flow) refuseAtOnce() {
 
 // answer tells the program in its language why there is no connection, and
 // ends it.
-func (f *flow) answer(proto string, ft fault) {
-	switch proto {
+func (f *flow) answer(ft fault) {
+	switch ft.proto {
 	case "http":
 		status := http.StatusForbidden
 		if ft.reason == policy.Malformed {

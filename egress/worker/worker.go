@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nemoclaw/egress/control"
 	"nemoclaw/egress/dns"
 	"nemoclaw/specs/policy"
@@ -62,7 +64,8 @@ type server struct {
 	flows     flows
 	refusals  slots
 	dnsConns  slots
-	expiry    *time.Timer
+	expiryMu  sync.Mutex
+	expiry    *time.Timer    // when the next rule expires
 	accepting sync.WaitGroup // what makes flows
 	wg        sync.WaitGroup // everything else
 }
@@ -81,7 +84,8 @@ func (w *Worker) Run(conn *control.Conn) error {
 	cancel()
 	s.close()
 	s.wg.Wait()
-	if errors.Is(err, io.EOF) {
+	// A monitor that dies with unread messages resets the conversation.
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 		return nil
 	}
 	return err
@@ -232,7 +236,7 @@ func (s *server) apply(m *control.Rules) error {
 }
 
 // recheck ends the connections that the rules in force no longer allow, and
-// returns how many. It comes again when a rule expires.
+// returns how many. It comes again by itself when a rule expires.
 func (s *server) recheck() int {
 	r, now := s.rules.Load(), time.Now()
 	cut := 0
@@ -241,24 +245,16 @@ func (s *server) recheck() int {
 			cut++
 		}
 	}
+	s.expiryMu.Lock()
+	defer s.expiryMu.Unlock()
 	if s.expiry != nil {
 		s.expiry.Stop()
+		s.expiry = nil
 	}
-	if next := r.expires(now); !next.IsZero() {
-		s.expiry = time.AfterFunc(next.Sub(now), func() { s.recheckExpired(r) })
+	if next := r.expires(now); !next.IsZero() && s.ctx.Err() == nil {
+		s.expiry = time.AfterFunc(next.Sub(now), func() { s.recheck() })
 	}
 	return cut
-}
-
-// recheckExpired does the same when a rule of r has expired.
-func (s *server) recheckExpired(r *rules) {
-	now := time.Now()
-	for _, f := range s.flows.all() {
-		f.recheck(s.rules.Load(), now)
-	}
-	if next := r.expires(now); !next.IsZero() && s.rules.Load() == r && s.ctx.Err() == nil {
-		time.AfterFunc(next.Sub(now), func() { s.recheckExpired(r) })
-	}
 }
 
 // serve starts to accept, with the first rules.
@@ -317,9 +313,11 @@ func (s *server) close() {
 	for _, f := range s.flows.all() {
 		f.abort()
 	}
+	s.expiryMu.Lock()
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
+	s.expiryMu.Unlock()
 	if s.pool != nil {
 		s.pool.CloseJournal()
 	}
