@@ -111,6 +111,9 @@ func (l *Log) recover() error {
 	case err != nil:
 		l.find("the head file was unreadable")
 		head = nil
+		if err := l.head.Truncate(0); err != nil { // it may have been longer
+			return err
+		}
 	case head == nil && size > 0:
 		l.find("the head file was missing")
 	case head != nil && !l.endsWith(*head, size):
