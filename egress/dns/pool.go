@@ -147,21 +147,19 @@ func (p *Pool) restore(addr netip.Addr, name string) {
 }
 
 // Addr returns the address of name, a host name in normal form, and gives it
-// one if it has none. A pinned name keeps it for as long as the pool lives.
+// one if it has none. A pinned name keeps it for as long as the pool lives,
+// unless there are too many of them.
 // The error is ErrExhausted, or the journal's.
 func (p *Pool) Addr(name string, pin bool) (netip.Addr, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e := p.byName[name]
+	pin = pin && p.pinned < pinnedBlock.size // else it shares the other block
 	if e != nil && (!pin || e.recent == nil) {
 		p.touch(e)
 		return e.addr, nil
 	}
 	addr, err := p.free(pin)
-	if err == ErrExhausted && e != nil {
-		p.touch(e) // pinning can wait; the old address still means the name
-		return e.addr, nil
-	}
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -180,9 +178,9 @@ func (p *Pool) Addr(name string, pin bool) (netip.Addr, error) {
 }
 
 // free returns an address that stands for no name, or for one that may be
-// forgotten. Pinned names that find their block full share the other.
+// forgotten. pin needs room in its block.
 func (p *Pool) free(pin bool) (netip.Addr, error) {
-	if pin && p.pinned < pinnedBlock.size {
+	if pin {
 		return pinnedBlock.at(p.pinned), nil
 	}
 	if p.shared < sharedBlock.size {
