@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/specs"
-	"nemoclaw/specs/policy"
 )
 
 // Survey finds out what specs must know of the host and the bundle. stateDir is
@@ -35,15 +34,13 @@ func Survey(spec *oci.Spec, p *Chosen, runDir, stateDir string) (specs.Host, err
 		Volumes:          volumes(spec),
 		HasResolvConf:    hasResolvConf(spec, root),
 		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
-		Missing:          map[string]bool{},
+		Vacant:           map[string]bool{},
 	}
 	if resolved, err := filepath.EvalSymlinks(p.Path); err == nil && p.Path != "" {
 		host.PolicyFile = resolved
 	}
-	for _, f := range slices.Concat(p.Filesystem.ReadWrite, []policy.Path{{Name: spec.Process.Cwd}}) {
-		if _, err := statIn(root, f.Name); err == unix.ENOENT {
-			host.Missing[f.Name] = true
-		}
+	for _, f := range p.Filesystem.ReadWrite {
+		host.Vacant[f.Name] = vacant(root, f.Name)
 	}
 	return host, nil
 }
@@ -55,18 +52,20 @@ func rootfs(spec *oci.Spec) (string, error) {
 	return filepath.Abs(spec.Root.Path)
 }
 
-// statIn looks at name below root, which is the image's to arrange: a symbolic
-// link in it never leads out.
-func statIn(root, name string) (unix.Stat_t, error) {
-	var st unix.Stat_t
-	fd, err := openIn(root, name, unix.O_PATH)
+// vacant reports whether root has nothing at name, or an empty directory.
+func vacant(root, name string) bool {
+	fd, err := openIn(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return st, err
+		return err == unix.ENOENT
 	}
-	defer unix.Close(fd)
-	return st, unix.Fstat(fd, &st)
+	dir := os.NewFile(uintptr(fd), name)
+	defer dir.Close()
+	_, err = dir.ReadDir(1)
+	return err == io.EOF
 }
 
+// openIn opens name below root, which is the image's to arrange: a symbolic
+// link in it never leads out.
 func openIn(root, name string, flags uint64) (int, error) {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -3,6 +3,7 @@ package specs
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -181,22 +182,27 @@ func resolvConf(host Host) Edit {
 }
 
 // scratchDirs mounts a tmpfs where the policy grants a directory that a
-// read-only root does not have and nobody could make.
+// read-only root does not have, or has empty, and that no mount brings: nobody
+// could write there.
 func scratchDirs(spec *oci.Spec, p *policy.Policy, host Host) []Edit {
 	if spec.Root == nil || !spec.Root.Readonly {
 		return nil
 	}
 	var edits []Edit
 	for _, r := range StaticRules(spec, p, host) {
-		if r.Make && host.Missing[r.Path] {
+		if r.Make && host.Vacant[r.Path] && !mounted(spec, r.Path) {
 			mount := oci.Mount{Destination: r.Path, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=0755",
 				fmt.Sprintf("uid=%d", spec.Process.User.UID), fmt.Sprintf("gid=%d", spec.Process.User.GID)}}
-			edits = append(edits, Edit{"mounts: a tmpfs at " + r.Path + ", the root is read-only and lacks it", func(s *oci.Spec) {
+			edits = append(edits, Edit{"mounts: a tmpfs at " + r.Path + ", the root is read-only", func(s *oci.Spec) {
 				s.Mounts = append(s.Mounts, mount)
 			}})
 		}
 	}
 	return edits
+}
+
+func mounted(spec *oci.Spec, dir string) bool {
+	return slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return path.Clean(m.Destination) == dir })
 }
 
 // home sets HOME to /sandbox unless it is somewhere that the program may
