@@ -1,0 +1,202 @@
+package monitor
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/control"
+)
+
+// A worker that dies is replaced by one with the same listeners, the same
+// rules and the same decisions, and the log says so.
+func TestWorkerRestart(t *testing.T) {
+	s, first := up(t)
+	go s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"x.example.org","port":22}`, new(control.Decided))
+	first.apply()
+	s.awaitLine(`"kind":"decision"`)
+	first.record(control.Record{Verdict: control.Allow, Host: "api.example.org", Port: 443})
+	before := s.status()
+
+	first.kill()
+	second := s.worker()
+	r := second.apply()
+	if r.Generation != 2 || len(r.Grants) != 1 || r.Grants[0].Host != "x.example.org" || !r.Grants[0].Allow {
+		t.Errorf("the next worker is told %+v", r)
+	}
+	s.awaitLine(`"kind":"worker"`, "worker ended with 1 open connections")
+	if st := s.status(); st.Restarts != 1 || st.Worker == before.Worker || st.Open != 0 {
+		t.Errorf("restarts %d, worker %d as before, %d open", st.Restarts, st.Worker, st.Open)
+	}
+
+	// Numbers of records begin anew with each worker.
+	second.record(control.Record{Verdict: control.Refuse, Host: "y.example.org", Port: 443, Reason: "not-listed"})
+}
+
+// A worker that does not put rules into force within a second is killed: what
+// they revoke must not go on. Whoever asked is answered by the next one.
+func TestStuckWorkerIsKilled(t *testing.T) {
+	s, stuck := up(t)
+	answer := make(chan int, 1)
+	go func() {
+		answer <- s.operator("POST", "/v1/decisions", `{"verb":"deny","host":"api.example.org","port":443}`, new(control.Decided))
+	}()
+	if m := stuck.next(); m.Rules == nil {
+		t.Fatalf("the monitor said %+v", m)
+	}
+	next := s.worker() // although the first never ended by itself
+	next.apply()
+	if code := <-answer; code != 200 {
+		t.Errorf("the operator is answered %d", code)
+	}
+}
+
+// Without its line in the log nothing is allowed: the worker is told so.
+func TestUnwritableLog(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2m"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("a tmpfs is needed: %v", err)
+		}
+		t.Skipf("a tmpfs is needed: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	s := newSandbox(t)
+	s.log = dir + "/web.jsonl"
+	if a := s.attach(); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	w := s.worker()
+	w.apply()
+	s.commit()
+
+	// The room that the log keeps for itself is used up first.
+	ballast, err := os.Create(dir + "/ballast")
+	s.must(err)
+	for err == nil {
+		_, err = ballast.Write(make([]byte, 4096))
+	}
+	ballast.Close()
+	flood := control.Record{Verdict: control.Refuse, Host: "y.example.org", Port: 443, Detail: strings.Repeat("x", maxText)}
+	var told control.Written
+	for range 4096 {
+		if told = w.record(flood); told.Fault != "" {
+			break
+		}
+	}
+	if told.Fault == "" {
+		t.Fatal("a full disk took four megabytes")
+	}
+	allow := control.Record{Verdict: control.Allow, Host: "api.example.org", Port: 443, Detail: strings.Repeat("x", maxText)}
+	for range 16 { // what room is left in the last page
+		told = w.record(allow)
+	}
+	if told.Fault == "" {
+		t.Error("a connection may pass without a line in the log")
+	}
+	if st := s.status(); st.AuditFault == "" {
+		t.Error("status does not say that the log cannot be written")
+	}
+	var f control.Fault
+	if code := s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"`+strings.Repeat("a.", 100)+`example.org","port":22}`, &f); code != 503 {
+		t.Logf("a short line may still have fitted: %d", code)
+	}
+
+	// With room again, everything is as before.
+	s.must(os.Remove(dir + "/ballast"))
+	if told := w.record(allow); told.Fault != "" {
+		t.Errorf("with room again: %s", told.Fault)
+	}
+	if st := s.status(); st.AuditFault != "" {
+		t.Errorf("with room again the status says %q", st.AuditFault)
+	}
+	s.stop()
+	s.must(s.waitEnd())
+	s.checkLog()
+}
+
+// The process behind a connection is found by its sockets, with those that
+// started it, as far as they live in the sandbox.
+func TestOwner(t *testing.T) {
+	s, w := up(t)
+	port := listenPort(t, s)
+	program := exec.Command("/proc/self/exe", "connect", "127.0.0.1:"+port)
+	program.Args[0] = "an agent"
+	stdin, err := program.StdinPipe()
+	s.must(err)
+	stdout, err := program.StdoutPipe()
+	s.must(err)
+	s.must(startIn(s.inner, program))
+	defer program.Wait()
+	defer stdin.Close()
+	var local string
+	_, err = fmt.Fscanln(stdout, &local)
+	s.must(err)
+	dst := netip.MustParseAddrPort("127.0.0.1:" + port)
+	for _, c := range []struct {
+		src   string
+		found bool
+	}{
+		{local, true},
+		{local, true}, // by the last one that was found
+		{"127.0.0.1:1", false},
+	} {
+		w.say(control.ToMonitorFromWorker{Who: &control.Who{N: 7, Src: netip.MustParseAddrPort(c.src), Dst: dst}})
+		m := w.next()
+		if m.Process == nil || m.Process.N != 7 {
+			t.Fatalf("the monitor said %+v", m.ToWorker)
+		}
+		p := m.Process.Process
+		if (p != nil) != c.found {
+			t.Fatalf("%s belongs to %+v", c.src, p)
+		}
+		if p == nil {
+			continue
+		}
+		self, _ := os.Executable()
+		if p.PID != program.Process.Pid || p.Exe != self || p.Args[0] != "an agent" || p.Args[1] != "connect" {
+			t.Errorf("%s belongs to %+v", c.src, p)
+		}
+		if len(p.Ancestors) != 0 {
+			t.Errorf("this test is no ancestor inside the sandbox: %v", p.Ancestors)
+		}
+	}
+}
+
+// listenPort is the port of the first of the sandbox's listeners.
+func listenPort(t *testing.T, s *sandbox) string {
+	t.Helper()
+	files, err := listenIn(s.inner)
+	s.must(err)
+	t.Cleanup(func() { control.CloseAll(files) })
+	sa, err := unix.Getsockname(int(files[0].Fd()))
+	s.must(err)
+	return strconv.Itoa(sa.(*unix.SockaddrInet4).Port)
+}
+
+func TestParseStat(t *testing.T) {
+	tail := " S 7 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20"
+	for _, c := range []struct {
+		text string
+		name string
+		ok   bool
+	}{
+		{"1 (sh)" + tail, "sh", true},
+		{"1 (a) b (c)" + tail, "a) b (c", true},
+		{"1 (line\nfeed)" + tail, "line\nfeed", true},
+		{"1 (sh) S 7", "", false},
+		{"1 sh S 7", "", false},
+		{"", "", false},
+	} {
+		st, err := parseStat([]byte(c.text))
+		if (err == nil) != c.ok || c.ok && (st.name != c.name || st.ppid != 7 || st.start != 4242) {
+			t.Errorf("%q is %+v, %v", c.text, st, err)
+		}
+	}
+}
