@@ -6,7 +6,9 @@ import (
 )
 
 // Policy is what one sandbox may do. Parse fills in every default, so that
-// nothing outside this package needs to know them.
+// nothing outside this package needs to know them. It is not changed after
+// that, and may be asked by many goroutines at once; the zero Policy allows
+// nothing.
 type Policy struct {
 	File   string // as given to Parse; empty for the built-in default
 	Digest string // sha256 of the source, hexadecimal
