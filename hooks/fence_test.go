@@ -193,7 +193,7 @@ func TestListenOpensSixSocketsInOrder(t *testing.T) {
 		}
 	}
 	w.in(w.inner, func() error {
-		if got, err := readSysctl("/proc/sys/net/core/somaxconn"); err != nil || got != "4096" {
+		if got, err := readSysctl(unix.AT_FDCWD, "/proc/sys/net/core/somaxconn"); err != nil || got != "4096" {
 			t.Errorf("somaxconn is %s (%v)", got, err)
 		}
 		return nil

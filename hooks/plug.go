@@ -101,8 +101,7 @@ func (m *move) run(ingress string) error {
 		m.pull,
 		m.makeStandins,
 		m.tune,
-		func() error { return flushUplink(m.uplink.ns, m.uplink.plugged(), ingress) },
-		m.flushInner,
+		func() error { return m.loadRules(ingress) },
 		m.address,
 		m.raise,
 		m.route,
@@ -299,9 +298,19 @@ func addrOf(ip net.IP) netip.Addr {
 	return a.Unmap()
 }
 
-// flushInner tells the fence which links are stand-ins and what the container
-// answers for itself. The sets are replaced whole, in one batch.
-func (m *move) flushInner() error {
+// loadRules makes both namespaces' rules know the stand-ins.
+func (m *move) loadRules(ingress string) error {
+	first, err := loadUplink(m.uplink.ns, m.uplink.plugged(), ingress)
+	if err != nil {
+		return err
+	}
+	return m.fillSets(!first)
+}
+
+// fillSets tells the fence which links are stand-ins and what the container
+// answers for itself, in one batch. Except for the first time, what the sets
+// held before is thrown away: a stand-in may be gone.
+func (m *move) fillSets(flush bool) error {
 	var links []nftables.SetElement
 	addrs := m.oldAddrs
 	for _, l := range m.old {
@@ -320,7 +329,9 @@ func (m *move) flushInner() error {
 		set      *nftables.Set
 		elements []nftables.SetElement
 	}{{own4Set(), own4}, {own6Set(), own6}, {linksSet(), links}} {
-		c.FlushSet(s.set)
+		if flush {
+			c.FlushSet(s.set)
+		}
 		if err := c.SetAddElements(s.set, s.elements); err != nil {
 			return fmt.Errorf("cannot write the fence's sets: %w", err)
 		}

@@ -69,7 +69,7 @@ func TestPlugMovesEverythingThatBelongsToALink(t *testing.T) {
 		if got := l.Attrs().MTU; got != 1350 {
 			t.Errorf("the MTU is %d", got)
 		}
-		if got, _ := readSysctl("/proc/sys/net/ipv4/conf/eth0/arp_announce"); got != "2" {
+		if got, _ := readSysctl(unix.AT_FDCWD, "/proc/sys/net/ipv4/conf/eth0/arp_announce"); got != "2" {
 			t.Errorf("arp_announce is %s", got)
 		}
 		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)

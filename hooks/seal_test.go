@@ -147,11 +147,17 @@ func TestDeadGatewayRefuses(t *testing.T) {
 	stop := w.gateway()
 	w.start("all")
 	w.serve(w.host, "tcp", "203.0.113.9:80", "host")
+	// Every address is local to the sandbox now: a server of its own must not
+	// be taken for a foreign one.
 	cable := w.capture("h-eth0")
 	stop()
+	w.serve(w.inner, "tcp", ":80", "mine")
+	w.serve(w.inner, "udp", ":443", "mine")
 	for _, c := range []struct{ proto, addr string }{
 		{"tcp", "203.0.113.9:80"},
 		{"tcp", "[2001:db8::9]:80"},
+		{"udp", "203.0.113.9:443"},
+		{"udp", "[2001:db8::9]:443"},
 		{"udp", "8.8.8.8:53"},
 		{"udp", "[2001:4860:4860::8888]:53"},
 		{"tcp", "198.18.0.1:53"},
@@ -230,7 +236,7 @@ func rebel() error {
 			return fmt.Errorf("route: %w", err)
 		}
 	}
-	return netlink.LinkSetARPOn(eth0)
+	return nil
 }
 
 // forge sends packets that no socket of a program could: with every source that
@@ -282,5 +288,10 @@ func segment(src, dst string, flags byte) []byte {
 	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
 	ip := append([]byte{0x45, 0, 0, 40, 0, 1, 0, 0, 64, unix.IPPROTO_TCP, 0, 0}, append(s[:], d[:]...)...)
 	tcp := []byte{0x1f, 0x90, 0x15, 0xb3, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 3, 232, 0, 0, 0, 0}
+	var sum uint32
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16)) // RFC 1071; one carry is all there is
 	return append(ip, tcp...)
 }

@@ -421,25 +421,30 @@ var ours = map[string]func(engine string) string{
 func readTunables(name string) (map[string]string, error) {
 	found := map[string]string{}
 	for _, dir := range tunables {
-		path := filepath.Join("/proc/sys/net", dir, name)
-		entries, err := os.ReadDir(path)
+		d, err := os.Open(filepath.Join("/proc/sys/net", dir, name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue // a kernel without IPv6, an interface without neighbours
 		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot read the settings of %s: %w", name, err)
 		}
-		for _, e := range entries {
-			if value, err := readSysctl(filepath.Join(path, e.Name())); err == nil {
-				found[dir+"/"+e.Name()] = value
+		settings, err := d.Readdirnames(-1)
+		for _, setting := range settings {
+			if value, err := readSysctl(int(d.Fd()), setting); err == nil {
+				found[dir+"/"+setting] = value
 			}
+		}
+		d.Close()
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the settings of %s: %w", name, err)
 		}
 	}
 	return found, nil
 }
 
-func readSysctl(path string) (string, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// readSysctl reads the setting name, relative to the directory dir.
+func readSysctl(dir int, name string) (string, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
 	}
@@ -472,25 +477,32 @@ func writeTunables(name string, engine map[string]string) error {
 		if err := writeSysctl(file, want); err != nil {
 			return err
 		}
-		if got, err := readSysctl("/proc/sys/net/" + file); err != nil || got != want {
+		if got, err := readSysctl(unix.AT_FDCWD, "/proc/sys/net/"+file); err != nil || got != want {
 			return fmt.Errorf("cannot set %s: it is %q and not %q", file, got, want)
 		}
 	}
 	return nil
 }
 
-// flushUplink replaces the uplink's table whole, in one batch.
-func flushUplink(ns *os.File, links []plugged, ingress string) error {
+// loadUplink makes the uplink's table, or replaces it whole, in one batch, and
+// says whether it is the first. Making is much the faster: the kernel keeps a
+// socket that deleted something from closing until all processors have let go
+// of it (nf_tables, an RCU grace period).
+func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err error) {
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
 	if err != nil {
-		return fmt.Errorf("cannot open a netlink socket: %w", err)
+		return false, fmt.Errorf("cannot open a netlink socket: %w", err)
 	}
-	t := c.AddTable(table())
-	c.DelTable(t) // there is one to delete now, whatever was before
-	c.AddTable(t)
-	load(c, t, uplinkChains(links, ingress))
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("cannot load the uplink's rules: %w", err)
+	chains := uplinkChains(links, ingress)
+	load(c, c.CreateTable(table()), chains)
+	err = c.Flush()
+	if first = err == nil; errors.Is(err, unix.EEXIST) {
+		c.DelTable(table())
+		load(c, c.AddTable(table()), chains)
+		err = c.Flush()
 	}
-	return nil
+	if err != nil {
+		return false, fmt.Errorf("cannot load the uplink's rules: %w", err)
+	}
+	return first, nil
 }
