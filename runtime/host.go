@@ -34,13 +34,14 @@ func Survey(spec *oci.Spec, p *Chosen, runDir, stateDir string) (specs.Host, err
 		Volumes:          volumes(spec),
 		HasResolvConf:    hasResolvConf(spec, root),
 		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
-		Vacant:           map[string]bool{},
+		Missing:          map[string]bool{},
+		Empty:            map[string]bool{},
 	}
 	if resolved, err := filepath.EvalSymlinks(p.Path); err == nil && p.Path != "" {
 		host.PolicyFile = resolved
 	}
 	for _, f := range p.Filesystem.ReadWrite {
-		host.Vacant[f.Name] = vacant(root, f.Name)
+		host.Missing[f.Name], host.Empty[f.Name] = look(root, f.Name)
 	}
 	return host, nil
 }
@@ -52,16 +53,16 @@ func rootfs(spec *oci.Spec) (string, error) {
 	return filepath.Abs(spec.Root.Path)
 }
 
-// vacant reports whether root has nothing at name, or an empty directory.
-func vacant(root, name string) bool {
+// look reports whether root has nothing at name, or an empty directory.
+func look(root, name string) (missing, empty bool) {
 	fd, err := openIn(root, name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return err == unix.ENOENT
+		return err == unix.ENOENT, false
 	}
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
 	_, err = dir.ReadDir(1)
-	return err == io.EOF
+	return false, err == io.EOF
 }
 
 // openIn opens name below root, which is the image's to arrange: a symbolic

@@ -182,15 +182,17 @@ func resolvConf(host Host) Edit {
 }
 
 // scratchDirs mounts a tmpfs where the policy grants a directory that a
-// read-only root does not have, or has empty, and that no mount brings: nobody
-// could write there.
+// read-only root does not have and that no mount brings: nobody could make it.
+// An empty /sandbox counts as missing: it is where we mounted the last time. An
+// empty /tmp does not: an engine that wants it writable mounts something there.
 func scratchDirs(spec *oci.Spec, p *policy.Policy, host Host) []Edit {
 	if spec.Root == nil || !spec.Root.Readonly {
 		return nil
 	}
 	var edits []Edit
 	for _, r := range StaticRules(spec, p, host) {
-		if r.Make && host.Vacant[r.Path] && !mounted(spec, r.Path) {
+		missing := host.Missing[r.Path] || r.Path == sandboxDir && host.Empty[r.Path]
+		if r.Make && missing && !mounted(spec, r.Path) {
 			mount := oci.Mount{Destination: r.Path, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=0755",
 				fmt.Sprintf("uid=%d", spec.Process.User.UID), fmt.Sprintf("gid=%d", spec.Process.User.GID)}}
 			edits = append(edits, Edit{"mounts: a tmpfs at " + r.Path + ", the root is read-only", func(s *oci.Spec) {

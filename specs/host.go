@@ -16,9 +16,9 @@ type Host struct {
 	HasResolvConf bool
 	// ResolvConf is the file to mount where there is none.
 	ResolvConf string
-	// Vacant tells which of the writable directories the root file system
-	// does not have, or has empty: a mount there hides nothing.
-	Vacant map[string]bool
+	// Missing and Empty tell which of the writable directories the root file
+	// system does not have, and which it has with nothing in them.
+	Missing, Empty map[string]bool
 }
 
 // Volume is one bind mount of a spec.
