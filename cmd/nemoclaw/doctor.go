@@ -92,7 +92,7 @@ func examineLandlock() finding {
 	case abi < landlock.MinABI:
 		f.Answer, f.Detail = no, fmt.Sprintf("ABI %d, and %d is needed (Linux %s)", abi, landlock.MinABI, landlock.Kernel(landlock.MinABI))
 	default:
-		f.Answer, f.Detail = yes, fmt.Sprintf("ABI %d, rights %v", abi, landlock.Handled(abi))
+		f.Answer, f.Detail = yes, fmt.Sprintf("ABI %d, rights %v", abi, landlock.Handled(abi).Rights())
 	}
 	f.Follows = "containers are refused; below the needed ABI a policy may say compatibility: best_effort"
 	return f

@@ -39,9 +39,24 @@ var accessNames = []string{
 	"make_reg", "make_sock", "make_fifo", "make_block", "make_sym", "refer", "truncate", "ioctl_dev", "resolve_unix",
 }
 
-// String lists the rights as the kernel's audit records name them, "{}" for
-// none.
+// String names the class of a if it is one, else lists its rights as the
+// kernel's audit records name them, "{}" for none.
 func (a Access) String() string {
+	switch a {
+	case ReadOnly:
+		return "read_only"
+	case ReadWrite:
+		return "read_write"
+	case Device:
+		return "device"
+	case Terminals:
+		return "terminals"
+	}
+	return a.Rights()
+}
+
+// Rights lists the rights one by one.
+func (a Access) Rights() string {
 	var names []string
 	for bit := range 64 {
 		switch {

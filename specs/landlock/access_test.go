@@ -47,8 +47,17 @@ func TestClasses(t *testing.T) {
 		{0, "{}"},
 		{1 << 40, "{1<<40}"},
 	} {
-		if got := test.class.String(); got != test.is {
+		if got := test.class.Rights(); got != test.is {
 			t.Errorf("got  %s\nwant %s", got, test.is)
+		}
+	}
+}
+
+// A class is printed by its name, any other set by its rights.
+func TestString(t *testing.T) {
+	for a, want := range map[Access]string{ReadOnly: "read_only", ReadWrite: "read_write", Device: "device", Terminals: "terminals", ReadFile | Execute: "{execute,read_file}"} {
+		if got := a.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
 	}
 }
