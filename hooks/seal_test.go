@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -209,6 +210,55 @@ func TestTheNamespacesOwnerGetsNothingOut(t *testing.T) {
 	w.in(w.inner, forge)
 	if leaked := cable.leaked(w.uplink, "172.31.1.1:1"); len(leaked) > 0 {
 		t.Errorf("%d frames left the sandbox, the first: %s", len(leaked), leaked[0])
+	}
+}
+
+// Nor does he reach what stands in the uplink, where the gateway lives: not
+// even by the address that he gave away.
+func TestTheNamespacesOwnerReachesNothingInTheUplink(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.start("all")
+	var server net.PacketConn
+	w.in(w.uplink, func() (err error) {
+		server, err = net.ListenPacket("udp4", "0.0.0.0:9090")
+		return err
+	})
+	defer server.Close()
+	w.in(w.withoutFence(), func() error {
+		if err := rebel(); err != nil {
+			return err
+		}
+		eth0, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrReplace(eth0, address("10.9.9.9/32")); err != nil {
+			return err
+		}
+		return netlink.AddrDel(eth0, address("172.31.1.5/32"))
+	})
+	const last = "the last word"
+	for _, s := range []struct {
+		from *os.File
+		text string
+	}{{w.inner, "escaped"}, {w.uplink, last}} {
+		w.in(s.from, func() error {
+			c, err := net.Dial("udp", "172.31.1.5:9090")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte(s.text))
+			return err
+		})
+	}
+	w.must(server.SetReadDeadline(time.Now().Add(10 * time.Second)))
+	b := make([]byte, 100)
+	n, from, err := server.ReadFrom(b)
+	w.must(err)
+	if got := string(b[:n]); got != last {
+		t.Errorf("%s sent: %s", from, got)
 	}
 }
 
