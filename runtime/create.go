@@ -207,7 +207,7 @@ func (n *newborn) edit(r *Runtime) (err error) {
 	if n.chosen.Unconfined {
 		return nil
 	}
-	if n.host, err = Survey(n.spec, n.chosen, r.Settings.RunDir, n.dir); err != nil {
+	if n.host, err = Survey(n.spec, n.chosen, r.Settings, n.dir); err != nil {
 		return err
 	}
 	if err := specs.Refuse(n.spec, n.chosen.Policy, n.host); err != nil {

@@ -13,11 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/specs"
+	"nemoclaw/specs/settings"
 )
 
 // Survey finds out what specs must know of the host and the bundle. stateDir is
 // where the sandbox's own files will be.
-func Survey(spec *oci.Spec, p *Chosen, runDir, stateDir string) (specs.Host, error) {
+func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (specs.Host, error) {
 	abi, err := ProbeLandlock()
 	if err != nil {
 		return specs.Host{}, err
@@ -29,7 +30,8 @@ func Survey(spec *oci.Spec, p *Chosen, runDir, stateDir string) (specs.Host, err
 	host := specs.Host{
 		LandlockABI:      abi,
 		SELinuxEnforcing: SELinuxEnforcing(),
-		RunDir:           runDir,
+		RunDir:           s.RunDir,
+		LogDir:           s.LogDir,
 		PolicyFile:       p.Path,
 		Volumes:          volumes(spec),
 		HasResolvConf:    hasResolvConf(spec, root),

@@ -72,7 +72,7 @@ func runCase(t *testing.T, ar *txtar.Archive) *txtar.Archive {
 	}
 	var spec oci.Spec
 	decode(t, part(ar, "config.json"), &spec)
-	host := Host{LandlockABI: 7, RunDir: "/run/nemoclaw", ResolvConf: "/run/nemoclaw/web/resolv.conf"}
+	host := Host{LandlockABI: 7, RunDir: "/run/nemoclaw", LogDir: "/var/log/nemoclaw", ResolvConf: "/run/nemoclaw/web/resolv.conf"}
 	decode(t, part(ar, "host.json"), &host)
 	p := policy.Default()
 	if src := part(ar, "policy.yaml"); src != nil {

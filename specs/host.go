@@ -6,6 +6,7 @@ type Host struct {
 	LandlockABI      int    // 0: none
 	SELinuxEnforcing bool   // getenforce(8)
 	RunDir           string // nemoclaw's own state
+	LogDir           string // and its audit logs
 	PolicyFile       string // resolved; empty for the built-in
 
 	// Volumes are the spec's bind mounts, in its order.

@@ -51,8 +51,12 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		fault("", "hooks: startContainer hooks run inside the container before the layers are on")
 	}
 	for _, v := range host.Volumes {
-		if why, line := guard(v, host); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Source) {
-			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", line), "volumes: %s: %s", v.Source, why)
+		if dir := ours(v, host); dir != "" {
+			fault("mount something smaller", "volumes: %s: nemoclaw keeps the gateway's socket and the audit log in %s", v.Source, dir)
+			continue
+		}
+		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Source) {
+			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", v.Source), "volumes: %s: %s", v.Source, why)
 		}
 		if !v.ReadOnly && host.PolicyFile != "" && within(host.PolicyFile, v.Resolved) {
 			fault("mount it read-only, or keep the policy elsewhere", "volumes: %s: the policy file %s lies in it, and the program could rewrite it", v.Source, host.PolicyFile)
@@ -91,43 +95,51 @@ var handedOut = []string{
 	"/var/lib/containers/storage/volumes/*/_data", "/var/lib/containers/storage/overlay-containers/*", "/run/containers/storage/overlay-containers/*",
 }
 
-// guard returns why v must not be mounted unless the policy names it, and the
-// path to write there.
-func guard(v Volume, host Host) (why, line string) {
+// ours returns the directory of nemoclaw's that v would bring into reach, which
+// no policy can allow, or "".
+func ours(v Volume, host Host) string {
+	for _, dir := range []string{host.RunDir, host.LogDir} {
+		if within(dir, v.Resolved) || within(v.Resolved, dir) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// guard returns why v must not be mounted unless the policy names it, or "".
+func guard(v Volume) string {
 	at := v.Resolved
-	switch {
-	case v.Kind == Socket:
-		return "it is a socket, and whoever listens there acts for the host", v.Source
-	case v.Kind == Device:
-		return "it is a device", v.Source
-	case within(host.RunDir, at) || within(at, host.RunDir):
-		return "nemoclaw keeps its state there", v.Source
+	switch v.Kind {
+	case Socket:
+		return "it is a socket, and whoever listens there acts for the host"
+	case Device:
+		return "it is a device"
 	}
 	for _, s := range sensitive {
-		if within(s, at) {
-			if s == at {
-				return "it holds the host's own files", v.Source
-			}
-			return "it contains " + s, v.Source
+		switch {
+		case s == at:
+			return "it holds the host's own files"
+		case within(s, at):
+			return "it contains " + s
 		}
 	}
 	if path.Dir(at) == "/home" {
-		return "it is a home directory", v.Source
+		return "it is a home directory"
 	}
 	for _, name := range strings.Split(at, "/") {
 		if slices.Contains(secretNames, name) {
-			return name + " holds credentials", v.Source
+			return name + " holds credentials"
 		}
 	}
 	for _, dir := range engineDirs {
 		if (within(at, dir) || within(dir, at)) && !isHandedOut(at) {
-			return dir + " belongs to a container engine", v.Source
+			return dir + " belongs to a container engine"
 		}
 	}
 	if len(v.Sockets) > 0 {
-		return fmt.Sprintf("a program of the host listens at %s, and Landlock before ABI 9 does not stop a connection to it", v.Sockets[0]), v.Source
+		return fmt.Sprintf("a program of the host listens at %s, and Landlock before ABI 9 does not stop a connection to it", v.Sockets[0])
 	}
-	return "", ""
+	return ""
 }
 
 func isHandedOut(at string) bool {
