@@ -42,11 +42,14 @@ func parseHello(b []byte) (string, error) {
 func joinRecords(b []byte) ([]byte, error) {
 	var joined []byte
 	for {
-		if len(b) > 0 && b[0] != recordHandshake || len(b) > 1 && b[1] != 3 {
+		switch {
+		case len(b) > 0 && b[0] != recordHandshake, len(b) > 1 && b[1] >= 16:
 			if joined == nil {
 				return nil, errNotTLS
 			}
 			return nil, errBadHello // something else in the middle of a message
+		case len(b) > 1 && b[1] != 3: // no version of TLS, but crypto/tls takes it
+			return nil, errBadHello
 		}
 		if len(b) < recordHeader {
 			return nil, errMore

@@ -1,0 +1,147 @@
+package worker
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	wire "github.com/miekg/dns"
+)
+
+// nameserver answers from a zone in the text form of RFC 1035, and counts.
+type nameserver struct {
+	zone  []wire.RR
+	rcode int
+	cut   bool // over UDP
+	asked atomic.Int64
+	gate  chan struct{} // if not nil, answers wait for it
+}
+
+func (n *nameserver) ServeDNS(w wire.ResponseWriter, q *wire.Msg) {
+	n.asked.Add(1)
+	if n.gate != nil {
+		<-n.gate
+	}
+	m := new(wire.Msg)
+	m.SetRcode(q, n.rcode)
+	if _, udp := w.LocalAddr().(*net.UDPAddr); udp && n.cut {
+		m.Truncated = true
+	} else {
+		// An alias stands before what it leads to, as recursive servers answer.
+		name := strings.ToLower(q.Question[0].Name)
+		for _, rr := range n.zone {
+			if rr.Header().Name != name {
+				continue
+			}
+			if c, ok := rr.(*wire.CNAME); ok {
+				name = c.Target
+			} else if rr.Header().Rrtype != q.Question[0].Qtype {
+				continue
+			}
+			m.Answer = append(m.Answer, rr)
+		}
+	}
+	w.WriteMsg(m)
+}
+
+// resolverOf returns a resolver that asks n, which listens on loopback.
+func resolverOf(t *testing.T, n *nameserver, zone ...string) *resolver {
+	t.Helper()
+	for _, line := range zone {
+		rr, err := wire.NewRR(line)
+		check(t, err)
+		n.zone = append(n.zone, rr)
+	}
+	u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	check(t, err)
+	port := u.LocalAddr().(*net.UDPAddr).Port
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+	check(t, err)
+	for _, s := range []*wire.Server{{PacketConn: u, Handler: n}, {Listener: l, Handler: n}} {
+		go s.ActivateAndServe()
+	}
+	t.Cleanup(func() { u.Close(); l.Close() })
+	r := newResolver(t.Context(), []netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	r.port = uint16(port)
+	return r
+}
+
+func TestLookup(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		server *nameserver
+		zone   []string
+		want   string // addresses, or what the error says
+	}{
+		{"both families", &nameserver{}, []string{"api.example. 60 A 93.184.216.34", "api.example. 60 AAAA 2606:2800::1"}, "[2606:2800::1 93.184.216.34]"},
+		{"one family", &nameserver{}, []string{"api.example. 60 A 93.184.216.34"}, "[93.184.216.34]"},
+		{"an alias", &nameserver{}, []string{"api.example. 60 CNAME cdn.example.", "cdn.example. 60 A 93.184.216.34"}, "[93.184.216.34]"},
+		{"a circle", &nameserver{}, []string{"api.example. 60 CNAME api.example."}, "the name has no address"},
+		{"an alias without an address", &nameserver{}, []string{"api.example. 60 CNAME cdn.example."}, "the name has no address"},
+		{"over TCP", &nameserver{cut: true}, []string{"api.example. 60 A 93.184.216.34"}, "[93.184.216.34]"},
+		{"no such name", &nameserver{rcode: wire.RcodeNameError}, nil, "the name has no address"},
+		{"a fault", &nameserver{rcode: wire.RcodeServerFailure}, nil, "cannot resolve the name: nameserver 127.0.0.1: SERVFAIL"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := resolverOf(t, tc.server, tc.zone...)
+			addrs, err := r.lookup(t.Context(), "api.example")
+			got := ""
+			if err != nil {
+				got = err.Error()
+			} else {
+				var texts []string
+				for _, a := range addrs {
+					texts = append(texts, a.String())
+				}
+				got = "[" + strings.Join(texts, " ") + "]"
+			}
+			if got != tc.want {
+				t.Errorf("%s, want %s", got, tc.want)
+			}
+		})
+	}
+}
+
+// Answers are kept for as long as they say, within bounds, and asked for once
+// however many want them.
+func TestAnswersAreKept(t *testing.T) {
+	for ttl, want := range map[string]time.Duration{"0": minTTL, "60": 60 * time.Second, "86400": maxTTL} {
+		n := &nameserver{gate: make(chan struct{})}
+		r := resolverOf(t, n, "api.example. "+ttl+" A 93.184.216.34")
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, err := r.lookup(t.Context(), "api.example"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		close(n.gate)
+		wg.Wait()
+		if _, err := r.lookup(t.Context(), "api.example"); err != nil {
+			t.Error(err)
+		}
+		if asked := n.asked.Load(); asked > 4 { // A and AAAA; a late caller may ask again within a TTL of 0
+			t.Errorf("%d questions were asked", asked)
+		}
+		until := time.Until(r.known["api.example"].until)
+		if until > want || until < want-patience {
+			t.Errorf("with a TTL of %s the answer is kept %s, want %s", ttl, until, want)
+		}
+	}
+}
+
+// What is remembered does not grow without end.
+func TestMemoryOfNamesIsBounded(t *testing.T) {
+	r := newResolver(t.Context(), nil)
+	for i := range 2 * maxNames {
+		r.remember(strings.Repeat("x", i%60+1)+".n"+string(rune('a'+i%26))+"."+time.Duration(i).String(), answer{until: time.Now().Add(time.Hour)})
+	}
+	if len(r.known) > maxNames {
+		t.Errorf("%d names are remembered", len(r.known))
+	}
+}
