@@ -139,7 +139,7 @@ func TestPlugMayBeCalledAgain(t *testing.T) {
 
 	// A link that comes later is fenced from its first moment ...
 	w.plugInLater("eth1", 2)
-	cable := w.capture("h-eth1")
+	cable := w.capture("h2-eth1")
 	if got := w.ask(w.inner, "tcp", "203.0.113.9:80"); !strings.HasPrefix(got, "gateway ") {
 		t.Errorf("with a second cable inside: %s; want the gateway", got)
 	}
@@ -178,7 +178,7 @@ func (w *world) plugInLater(name string, n int) {
 	w.Helper()
 	w.in(w.host, func() error {
 		veth := netlink.NewVeth(netlink.NewLinkAttrs())
-		veth.Name, veth.PeerName, veth.PeerNamespace = "h-"+name, name, netlink.NsFd(w.inner.Fd())
+		veth.Name, veth.PeerName, veth.PeerNamespace = fmt.Sprintf("h%d-%s", n, name), name, netlink.NsFd(w.inner.Fd())
 		if err := netlink.LinkAdd(veth); err != nil {
 			return err
 		}
@@ -300,12 +300,16 @@ func TestPruneFollowsADisconnect(t *testing.T) {
 	}
 	w.must(Verify(w.inner, w.uplink))
 	w.in(w.host, func() error {
-		if _, err := net.InterfaceByName("h-eth1"); err == nil {
+		if _, err := net.InterfaceByName("h2-eth1"); err == nil {
 			t.Error("the engine's end of the cable is left over")
 		}
 		return nil
 	})
-	// The name may come again, and its number too.
+	// The name may come again, and its number too. Plug prunes by itself.
+	w.plugInLater("eth1", 4)
+	_, err = Plug(w.inner, w.uplink, "all")
+	w.must(err)
+	w.in(w.inner, func() error { return delLink("eth1") })
 	w.plugInLater("eth1", 3)
 	links, err := Plug(w.inner, w.uplink, "all")
 	w.must(err)

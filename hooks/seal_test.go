@@ -2,12 +2,14 @@ package hooks
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,6 +57,10 @@ func TestSealSteersEverythingToTheListeners(t *testing.T) {
 		{"udp", "[2001:db8::9]:443", "refused"},
 		{"udp", "127.0.0.11:40000", "not permitted"},
 		{"tcp", "127.0.0.11:40000", "refused"},
+
+		// So is everything else.
+		{"ip4:icmp", "8.8.8.8", "unreachable"},
+		{"ip6:ipv6-icmp", "2001:db8::9", "unreachable"},
 
 		// The container's own servers are its own affair.
 		{"tcp", "127.0.0.1:8080", "mine 127.0.0.1:8080 from 127.0.0.1"},
@@ -138,6 +144,38 @@ func TestTheUplinkDialsAsTheContainer(t *testing.T) {
 		if got := w.ask(w.uplink, c.proto, c.addr); got != c.outcome {
 			t.Errorf("%s %s: %s; want: %s", c.proto, c.addr, got, c.outcome)
 		}
+	}
+}
+
+// A stand-in takes nothing but replies, also from a program that names it.
+func TestTheStandInTakesRepliesOnly(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("all")
+	cable := w.capture("h-eth0")
+	bound := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "eth0") })
+		return errors.Join(err, cerr)
+	}}
+	for _, c := range []struct{ proto, addr, outcome string }{
+		{"tcp", "203.0.113.9:80", "refused"},
+		{"tcp", "169.254.77.1:80", "refused"},
+		{"tcp", "[fd6e:656d:6f:1::1]:80", "refused"},
+		{"udp", "203.0.113.9:80", "not permitted"},
+		{"udp", "8.8.8.8:53", "not permitted"},
+		{"udp", "[fd6e:656d:6f:1::1]:80", "not permitted"},
+		{"udp", "[2001:db8::9]:80", "unreachable"},
+	} {
+		w.in(w.inner, func() error {
+			if got := probeBy(bound, c.proto, c.addr, time.Second); got != c.outcome {
+				t.Errorf("%s %s: %s; want: %s", c.proto, c.addr, got, c.outcome)
+			}
+			return nil
+		})
+	}
+	if leaked := cable.leaked(w.uplink, "172.31.1.1:1"); len(leaked) > 0 {
+		t.Errorf("frames left the sandbox: %q", leaked)
 	}
 }
 

@@ -263,19 +263,28 @@ func (w *world) ask(ns *os.File, proto, addr string) string {
 }
 
 func probe(proto, addr string, patience time.Duration) string {
+	return probeBy(net.Dialer{}, proto, addr, patience)
+}
+
+// probeBy asks by way of d. proto may be "ip4:icmp" or "ip6:ipv6-icmp", for an
+// echo request.
+func probeBy(d net.Dialer, proto, addr string, patience time.Duration) string {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, proto, addr)
+	c, err := d.DialContext(ctx, proto, addr)
 	if err != nil {
 		return outcomeOf(err)
 	}
 	defer c.Close()
 	deadline, _ := ctx.Deadline()
 	c.SetDeadline(deadline)
-	if strings.HasPrefix(proto, "udp") {
-		if _, err := c.Write([]byte("hello?")); err != nil {
-			return outcomeOf(err)
-		}
+	question := map[string]string{
+		"udp":           "hello?",
+		"ip4:icmp":      "\x08\x00\xf7\xfd\x00\x01\x00\x01", // RFC 792
+		"ip6:ipv6-icmp": "\x80\x00\x00\x00\x00\x01\x00\x01", // RFC 4443; the kernel sums it
+	}[proto]
+	if _, err := c.Write([]byte(question)); err != nil && question != "" {
+		return outcomeOf(err)
 	}
 	line, err := bufio.NewReader(c).ReadString('\n')
 	if err != nil {
