@@ -294,18 +294,22 @@ func TestSync(t *testing.T) {
 		must(t, err)
 		must(t, l.Append(NewChange("web", KindSegment, "")))
 		must(t, l.Append(NewChange("web", KindNote, "")))
-		if !l.unsynced {
+		if !waiting(l) {
 			t.Error("nothing waits for the disk")
 		}
 		<-time.After(syncDelay) // the bubble's time
 		synctest.Wait()
-		l.mu.Lock()
-		if l.unsynced {
+		if waiting(l) {
 			t.Error("after 100 ms something still waits for the disk")
 		}
-		l.mu.Unlock()
 		must(t, l.Close())
 	})
+}
+
+func waiting(l *Log) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unsynced
 }
 
 // What a program says cannot reach a terminal as anything but letters.
