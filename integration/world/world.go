@@ -67,17 +67,33 @@ type World struct {
 
 // New makes the namespaces, the link between them and the name server. It needs
 // root.
-func New() (_ *World, err error) {
-	w := &World{internet: -1, uplink: -1, names: map[string]netip.Addr{}, next: netip.MustParseAddr("203.0.113.10")}
+func New() (*World, error) {
+	uplink, err := newNetns()
+	if err != nil {
+		return nil, err
+	}
+	return newWorld(uplink)
+}
+
+// NewHere is New with the caller's own network namespace as the uplink, which
+// gets an eth0 and a default route: only for a process that was given a
+// namespace of its own.
+func NewHere() (*World, error) {
+	uplink, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the network namespace: %w", err)
+	}
+	return newWorld(uplink)
+}
+
+func newWorld(uplink netns.NsHandle) (_ *World, err error) {
+	w := &World{internet: -1, uplink: uplink, names: map[string]netip.Addr{}, next: netip.MustParseAddr("203.0.113.10")}
 	defer func() {
 		if err != nil {
 			w.Close()
 		}
 	}()
 	if w.internet, err = newNetns(); err != nil {
-		return nil, err
-	}
-	if w.uplink, err = newNetns(); err != nil {
 		return nil, err
 	}
 	if err = w.plug(); err != nil {
@@ -225,6 +241,15 @@ func (w *World) ServeAddr(addr netip.Addr, port uint16, serve func(net.Conn)) er
 		}
 	}()
 	return nil
+}
+
+// Dial connects from the internet to addr, as a stranger would.
+func (w *World) Dial(addr netip.AddrPort) (c net.Conn, err error) {
+	err = in(w.internet, func() error {
+		c, err = net.Dial("tcp", addr.String())
+		return err
+	})
+	return c, err
 }
 
 // Capture calls saw with every packet, from its IP header on, that enters the
