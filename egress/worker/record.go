@@ -124,7 +124,7 @@ func (r *recorder) batch() ([]control.Record, uint64) {
 	room := maxBatch
 	for _, queue := range []*[]pending{&r.urgent, &r.others} {
 		k := 0
-		for k < len(*queue) && (room > 0 || len(r.sent) == 0) {
+		for k < len(*queue) && (room > 0 || len(r.sent)+k == 0) { // one always goes
 			room -= weight(&(*queue)[k].record)
 			k++
 		}

@@ -28,7 +28,7 @@ const patience = 10 * time.Second
 // by dial, which says where they mean to go as TPROXY would; what it dials
 // reaches the test's servers.
 type sandbox struct {
-	t       *testing.T
+	t       testing.TB
 	conn    *control.Conn // to the worker
 	steered net.Addr
 	udp     net.Addr
@@ -50,7 +50,7 @@ type sandbox struct {
 }
 
 // newSandbox starts a worker with a policy.
-func newSandbox(t *testing.T, policy string) *sandbox {
+func newSandbox(t testing.TB, policy string) *sandbox {
 	t.Helper()
 	sb := &sandbox{
 		t:       t,
@@ -261,11 +261,16 @@ func (sb *sandbox) dial(host string, port uint16) *net.TCPConn {
 	if err != nil {
 		addr = sb.lookup(host)
 	}
+	return sb.dialTo(netip.AddrPortFrom(addr, port))
+}
+
+func (sb *sandbox) dialTo(dst netip.AddrPort) *net.TCPConn {
+	sb.t.Helper()
 	c, err := net.DialTCP("tcp4", nil, sb.steered.(*net.TCPAddr))
 	check(sb.t, err)
 	sb.t.Cleanup(func() { c.Close() })
 	sb.mu.Lock()
-	sb.dst[addrPort(c.LocalAddr())] = netip.AddrPortFrom(addr, port)
+	sb.dst[addrPort(c.LocalAddr())] = dst
 	sb.mu.Unlock()
 	sb.meant.Broadcast()
 	c.SetDeadline(time.Now().Add(patience))
