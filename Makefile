@@ -48,5 +48,35 @@ install: build ## install below PREFIX (default /usr/local)
 	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
 	ln -sfn ../../../bin/nemoclaw $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim/runc
 
+test: deps build ## run every test that needs no engine
+	$(GO) test -count=1 -tags $(TAGS) ./...
+
+golden: build ## rewrite the golden files; read the diff before committing
+	$(GO) test -tags $(TAGS) ./specs ./specs/policy ./cmd/... -update
+
+FUZZTIME ?= 20s
+fuzz: ## fuzz every reader of strangers' bytes, FUZZTIME (20s) each
+	@$(GO) list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r pkg dir; do \
+		for f in $$(grep -ho '^func Fuzz[A-Za-z0-9]*' "$$dir"/*_test.go 2>/dev/null | cut -c6-); do \
+			echo "== $$pkg $$f"; \
+			$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg" || exit 1; \
+		done; \
+	done
+
+bench: build ## measure beside runc, crun, haproxy and nginx
+	$(GO) run ./integration/bench
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
+lint: runtime/launch_$(ARCH).bin ## gofmt, vet, staticcheck, and govulncheck where its database can be reached
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt: the files above are not formatted"; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) run $(STATICCHECK) -tags $(TAGS) ./...
+	@if $(GO) run $(GOVULNCHECK) -tags $(TAGS) ./... >bin/vuln.txt 2>&1; then cat bin/vuln.txt; \
+	elif grep -qi 'vulnerability #\|^Vulnerability' bin/vuln.txt; then cat bin/vuln.txt; exit 1; \
+	else echo "govulncheck: its database cannot be reached from here; not run"; fi
+
+check: lint test ## what must pass before a commit
+
 clean: ## remove what was built
 	rm -rf bin runtime/launch_*.bin
