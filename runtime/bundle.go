@@ -52,13 +52,13 @@ func LoadSpec(file string) (*oci.Spec, error) {
 func validProcess(p *oci.Process) error {
 	switch {
 	case p == nil:
-		return errors.New("process property must not be empty")
+		return errors.New("process must not be empty")
 	case p.Cwd == "":
-		return errors.New("Cwd property must not be empty")
+		return errors.New("process.cwd must not be empty")
 	case !filepath.IsAbs(p.Cwd):
-		return errors.New("Cwd must be an absolute path")
+		return errors.New("process.cwd must be an absolute path")
 	case len(p.Args) == 0:
-		return errors.New("args must not be empty")
+		return errors.New("process.args must not be empty")
 	}
 	return nil
 }

@@ -72,9 +72,9 @@ func (r *Runtime) Exec(id string, process *oci.Process, o ExecOptions) (int, err
 		lp.PidfdSocket = socket
 	}
 	if !p.Unconfined {
-		opened, err := r.join(id, ctr, stored, process, program, lp)
-		defer opened.Close()
-		if err != nil {
+		var opened closers
+		defer func() { opened.Close() }()
+		if err := r.join(id, ctr, stored, process, program, lp, &opened); err != nil {
 			return -1, err
 		}
 	}
@@ -113,53 +113,47 @@ func executable(ctr *libcontainer.Container, ignorePaused bool) error {
 }
 
 // join puts the launcher before the program of a joining process, with the
-// ruleset that the monitor kept and the filter that create stored. The caller
-// closes what is returned, also with an error.
-func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, process *oci.Process, program []string, lp *libcontainer.Process) (opened closers, err error) {
+// ruleset that the monitor kept and the filter that create stored. What it
+// opens is for the caller to close, also after an error.
+func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, process *oci.Process, program []string, lp *libcontainer.Process, opened *closers) error {
 	filter, err := decodeFilter(stored.Filter)
 	if err != nil {
-		return opened, err
+		return err
 	}
 	ruleset, err := hooks.Ruleset(r.Dir(id))
 	if err != nil {
-		return opened, &hinted{fmt.Errorf("cannot exec in container %s: landlock: its rules are not to be had: %s", id, hideENOENT(err)),
+		return &hinted{fmt.Errorf("cannot exec in container %s: landlock: its rules are not to be had: %s", id, hideENOENT(err)),
 			"its gateway has ended; everything it does is refused. Restart the container"}
 	}
 	s, err := newSeal(stored.ABI, ruleset)
 	if err != nil {
-		return opened, err
+		return err
 	}
-	opened = append(opened, closer(s.Close))
+	opened.add(s.Close)
 	state, err := ctr.State()
 	if err != nil {
-		return opened, err
+		return err
 	}
 	uid, gid, err := hostUser(ctr, process)
 	if err != nil {
-		return opened, err
+		return err
 	}
 	root, err := openContainerRoot(state.InitProcessPid, uid, gid)
 	if err != nil {
-		return opened, err
+		return err
 	}
-	opened = append(opened, closer(root.Close))
+	opened.add(root.Close)
 	process.Args = program
 	found, err := root.lookPath(process)
 	if err != nil {
-		return opened, fmt.Errorf("unable to start container process: %w", err)
+		return fmt.Errorf("unable to start container process: %w", err)
 	}
-	null, err := replaceNull(lp, root)
-	opened = append(opened, null)
-	if err != nil {
-		return opened, err
+	if err := replaceNull(lp, root, opened); err != nil {
+		return err
 	}
 	s.wrap(lp)
-	return opened, s.finish(found, filter)
+	return s.finish(found, filter)
 }
-
-type closer func()
-
-func (c closer) Close() error { c(); return nil }
 
 func endExec(lp *libcontainer.Process, err error) error {
 	_ = lp.Signal(os.Kill)

@@ -233,8 +233,7 @@ func (s *stdio) Close() {
 // replaceNull gives a joining process the container's /dev/null in place of the
 // host's, which engines pass and which could not be opened again under
 // Landlock. runc does so for a container's first process only.
-func replaceNull(p *libcontainer.Process, root *containerRoot) (io.Closer, error) {
-	var opened closers
+func replaceNull(p *libcontainer.Process, root *containerRoot, opened *closers) error {
 	for _, stream := range []struct {
 		f     any
 		flags uint64
@@ -250,22 +249,24 @@ func replaceNull(p *libcontainer.Process, root *containerRoot) (io.Closer, error
 		}
 		fd, err := root.open("/dev/null", stream.flags, exact)
 		if err != nil || !isNull(fd) {
-			return opened, fmt.Errorf("cannot open the container's null device: %v", err)
+			return fmt.Errorf("cannot open the container's null device: %v", err)
 		}
 		null := os.NewFile(uintptr(fd), "null")
-		opened = append(opened, null)
+		opened.add(func() { null.Close() })
 		stream.set(null)
 	}
-	return opened, nil
+	return nil
 }
 
-type closers []io.Closer
+// closers are what has to be closed when a process has been started.
+type closers []func()
 
-func (c closers) Close() error {
+func (c *closers) add(f func()) { *c = append(*c, f) }
+
+func (c closers) Close() {
 	for _, f := range c {
-		f.Close()
+		f()
 	}
-	return nil
 }
 
 // isNull reports whether fd is the null device, 1:3 (null(4)).

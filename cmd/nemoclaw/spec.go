@@ -32,7 +32,7 @@ var specCommand = &cli.Command{
 		file := filepath.Join(c.String("bundle"), "config.json")
 		f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 		if os.IsExist(err) {
-			return fmt.Errorf("File %s exists. Remove it first", file)
+			return fmt.Errorf("cannot write %s: it exists; remove it first", file)
 		}
 		if err != nil {
 			return err
