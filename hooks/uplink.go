@@ -373,7 +373,8 @@ func (s *side) remove(l netlink.Link) error {
 
 // Unplug deletes every interface of the uplink. It is to be called as soon as
 // init has exited: the engine may give the address to the next container, and
-// two would answer for it.
+// two would answer for it. A namespace that NewUplink did not make, the host's
+// among them, is left alone, and that is an error.
 func Unplug(uplink *os.File) error {
 	s, err := uplinkSide(uplink)
 	if err != nil {
