@@ -113,10 +113,10 @@ func (s *seal) grantOne(root *containerRoot, r landlock.Rule, all []landlock.Rul
 		return nil, "", err
 	}
 	defer unix.Close(fd)
-	return s.add(fd, r)
+	return s.add(root, fd, r)
 }
 
-func (s *seal) add(fd int, r landlock.Rule) (*landlock.Granted, string, error) {
+func (s *seal) add(root *containerRoot, fd int, r landlock.Rule) (*landlock.Granted, string, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
 		return nil, "", err
@@ -134,12 +134,29 @@ func (s *seal) add(fd int, r landlock.Rule) (*landlock.Granted, string, error) {
 	if err := ll.LandlockAddPathBeneathRule(int(s.ruleset.Fd()), &ll.PathBeneathAttr{AllowedAccess: uint64(access), ParentFd: fd}, 0); err != nil {
 		return nil, "", fmt.Errorf("landlock_add_rule: %w", err)
 	}
-	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	name, err := root.name(fd)
 	if err != nil {
 		return nil, "", err
 	}
 	return &landlock.Granted{Path: name, Access: access, Why: r.Why,
 		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}, "", nil
+}
+
+// name is the kernel's own name of fd, from the container's root on. A path in
+// another mount namespace is shown from that namespace's root (proc(5)).
+func (root *containerRoot) name(fd int) (string, error) {
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return "", err
+	}
+	base, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", root.fd))
+	if err != nil {
+		return "", err
+	}
+	if base == "/" || name == base {
+		return path.Join("/", strings.TrimPrefix(name, base)), nil
+	}
+	return strings.TrimPrefix(name, base), nil
 }
 
 // coveredElsewhere reports whether what the link r.Path leads to is granted at
@@ -150,7 +167,7 @@ func (root *containerRoot) coveredElsewhere(r landlock.Rule, all []landlock.Rule
 		return false
 	}
 	defer unix.Close(fd)
-	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	real, err := root.name(fd)
 	if err != nil {
 		return false
 	}
