@@ -150,17 +150,23 @@ func (w *World) Name(name string, addr netip.Addr) {
 func (w *World) Host(name string) (netip.Addr, error) {
 	addr := w.next
 	w.next = w.next.Next()
+	return addr, w.HostAt(name, addr)
+}
+
+// HostAt adds a host called name at addr, an IPv4 address that no other host
+// has. Outside of Net it is reached by way of Router.
+func (w *World) HostAt(name string, addr netip.Addr) error {
 	h, err := netlink.NewHandleAt(w.internet)
 	if err != nil {
-		return addr, err
+		return err
 	}
 	defer h.Close()
 	lo, err := h.LinkByName("lo")
 	if err != nil {
-		return addr, err
+		return err
 	}
 	w.Name(name, addr)
-	return addr, addAddr(h, lo, addr.String()+"/32")
+	return addAddr(h, lo, addr.String()+"/32")
 }
 
 // Listen opens a TCP listener on the internet.
