@@ -159,7 +159,7 @@ func TestLookPath(t *testing.T) {
 		{"a directory", "/tmp", "/bin", "/", 0, nil, "", `exec: "/tmp": is a directory`},
 		{"in the working directory by PATH", "run", ".", "/work", 0, nil, "", `cannot run executable found relative to current directory`},
 		{"closed to the user", "/root/own", "/bin", "/", 1000, nil, "", `exec: "/root/own": permission denied`},
-		{"closed to root without capabilities", "/root/own", "/bin", "/", 0, nil, "/root/own", ""},
+		{"open to its owner", "/root/own", "/bin", "/", 0, nil, "/root/own", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root.uid, root.gid = test.uid, test.uid
