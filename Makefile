@@ -43,6 +43,9 @@ bin/nemoclaw: $(SOURCES) runtime/launch_$(ARCH).bin
 bin/nemoclaw-gateway bin/nemoclawctl bin/containerd-shim-nemoclaw-v1: bin/%: $(SOURCES)
 	CGO_ENABLED=0 $(GO) build -trimpath -tags urfave_cli_no_docs -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 
+test-engines: build ## run under a real Docker, unpacked into .cache (root)
+	NEMOCLAW_ENGINES=1 $(GO) test -count=1 -v ./integration/engines
+
 install: build ## install below PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim
 	install -m 0755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin

@@ -146,6 +146,14 @@ func (w *World) Name(name string, addr netip.Addr) {
 	w.names[strings.ToLower(name)] = addr
 }
 
+// Lookup returns where name lies.
+func (w *World) Lookup(name string) (netip.Addr, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	addr, ok := w.names[strings.ToLower(name)]
+	return addr, ok
+}
+
 // Host adds a host called name, with an address of its own, and returns that.
 func (w *World) Host(name string) (netip.Addr, error) {
 	addr := w.next
