@@ -279,7 +279,10 @@ func takeOver(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot use network namespace %s: %s", path, hideENOENT(err))
 	}
-	pid, err := hooks.Inhabitant(ns)
+	var pid int
+	if err = notHost(ns); err == nil {
+		pid, err = hooks.Inhabitant(ns)
+	}
 	if err == nil && pid != 0 {
 		err = &hinted{fmt.Errorf("cannot take over network namespace %s: process %d lives in it", path, pid),
 			"a container shares a namespace only with none so far; give it one of its own"}
@@ -289,6 +292,20 @@ func takeOver(path string) (*os.File, error) {
 		return nil, err
 	}
 	return ns, nil
+}
+
+// notHost refuses the namespace that we run in ourselves, which is the engine's.
+func notHost(ns *os.File) error {
+	own, err := hooks.OpenNetns("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	same, err := hooks.SameNetns(ns, own)
+	if err == nil && same {
+		err = refused(errors.Join(specs.HostNetwork))
+	}
+	return err
 }
 
 func (n *newborn) closeInner() {

@@ -41,8 +41,7 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		return errors.Join(faults...)
 	}
 	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.NetworkNamespace }) {
-		fault("leave out --network host: the gateway carries what the policy allows",
-			"network: the container has no network namespace of its own, so nothing could stand between it and the host's")
+		faults = append(faults, HostNetwork)
 	}
 	if !slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return m.Type == "proc" && path.Clean(m.Destination) == "/proc" }) {
 		fault("add the usual proc mount to the spec", "mounts: there is no proc mount at /proc, so the image could supply the launcher")
@@ -63,6 +62,13 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// HostNetwork refuses a container that is to live in the host's network: its
+// spec names no network namespace, or, as Docker's do, the host's.
+var HostNetwork = &Refusal{
+	Why:  "network: the container has no network namespace of its own, so nothing could stand between it and the host's",
+	Hint: "leave out --network host: the gateway carries what the policy allows",
 }
 
 // Refusal is one reason; Hint is what a person could do about it, or empty.
