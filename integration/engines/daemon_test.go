@@ -133,6 +133,7 @@ func configure() error {
 			"nemoclaw":        map[string]any{"path": filepath.Join(bin, "nemoclaw")},
 			"nemoclaw-deaf":   map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=deaf"}},
 			"nemoclaw-absent": map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=absent"}},
+			"nemoclaw-live":   map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=live"}},
 		},
 		"bip":           bridge + "/24",
 		"cgroup-parent": "/" + os.Getenv(cgroupEnv),

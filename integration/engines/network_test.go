@@ -26,7 +26,7 @@ func TestAgentReachesOnlyWhatIsListed(t *testing.T) {
 		{"curl", []string{"curl", "-sS", "https://" + listed + "/hello"}, theirs, 0},
 		{"python's urllib", []string{"python3", "-c", "import urllib.request as u; print(u.urlopen('https://" + listed + "/hello').read().decode(), end='')"}, theirs, 0},
 		{"curl, plain HTTP", []string{"curl", "-sS", "http://" + plain + "/hello"}, theirs, 0},
-		{"git clone, unlisted", []string{"git", "clone", "-q", "https://" + unlisted + "/repo.git", "/sandbox/other"}, "alert access denied", 128},
+		{"git clone, unlisted", []string{"git", "clone", "-q", "https://" + unlisted + "/repo.git", "/sandbox/other"}, "Access was denied", 128},
 		{"curl, unlisted", []string{"curl", "-sS", "https://" + unlisted + "/hello"}, "alert access denied", 35},
 		{"python's urllib, unlisted", []string{"python3", "-c", "import urllib.request as u; u.urlopen('https://" + unlisted + "/hello')"}, "TLSV1_ALERT_ACCESS_DENIED", 1},
 		{"curl, plain HTTP, unlisted", []string{"curl", "-sS", "http://" + unlisted + "/hello"}, `"reason":"not-listed"`, 0},
@@ -68,7 +68,7 @@ func TestNeighboursAreOutOfReach(t *testing.T) {
 		{"a machine of the LAN", "http://" + world.Neighbour.String() + "/"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			fetch := []string{"busybox", "wget", "-T2", "-qO-", c.url}
+			fetch := []string{"busybox", "timeout", "5", "wget", "-qO-", c.url}
 			if s := docker(t, append([]string{"run", "--rm"}, fetch...)...); s.code != 0 {
 				t.Fatalf("not even runc's container reaches it: %v", s)
 			}
@@ -79,7 +79,7 @@ func TestNeighboursAreOutOfReach(t *testing.T) {
 	}
 	t.Run("the host's loopback", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(greeter(t, "127.0.0.1:0"))
-		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "wget", "-T2", "-qO-", "http://127.0.0.1:"+port+"/"); s.code != 1 || s.out != "" {
+		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "timeout", "5", "wget", "-qO-", "http://127.0.0.1:"+port+"/"); s.code != 1 || s.out != "" {
 			t.Error(s)
 		}
 	})
@@ -114,7 +114,7 @@ func TestPublishedPorts(t *testing.T) {
 		})
 	}
 	t.Run("a sandbox does not reach another's", func(t *testing.T) {
-		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "wget", "-T2", "-qO-", "http://"+ip(t, "server")+"/"); s.code != 1 || !strings.Contains(s.err, "403 Forbidden") {
+		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "timeout", "5", "wget", "-qO-", "http://"+ip(t, "server")+"/"); s.code != 1 || !strings.Contains(s.err, "403 Forbidden") {
 			t.Error(s)
 		}
 	})
@@ -185,7 +185,7 @@ func TestNetworks(t *testing.T) {
 	t.Run("connect and disconnect while it runs", func(t *testing.T) {
 		box := started(t, "mover", "busybox", "sh", "-c", serve)
 		must(t, "network", "connect", "team", box)
-		if got := must(t, "run", "--rm", "--network=team", "busybox", "wget", "-T5", "-qO-", "http://"+box+"/"); got != "a page" {
+		if got := must(t, "run", "--rm", "--network=team", "busybox", "timeout", "5", "wget", "-qO-", "http://"+box+"/"); got != "a page" {
 			t.Errorf("over the new network: %q", got)
 		}
 		must(t, "network", "disconnect", "team", box)

@@ -1,0 +1,84 @@
+package engines
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Volumes are granted as docker mounts them.
+func TestVolumes(t *testing.T) {
+	docker(t, "version")
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "file"), "of the host\n")
+	must(t, "volume", "create", "kept")
+	t.Cleanup(func() { docker(t, "volume", "rm", "-f", "kept") })
+	for _, c := range []struct {
+		name   string
+		mount  string
+		script string
+		says   string
+	}{
+		{"read-write", dir + ":/data", "cat /data/file; echo of the sandbox > /data/new; cat /data/new", "of the host\nof the sandbox"},
+		{"what was written is there", dir + ":/data", "cat /data/new", "of the sandbox"},
+		{"read-only", dir + ":/data:ro", "cat /data/file; touch /data/other 2>&1", "of the host\ntouch: /data/other: Read-only file system"},
+		{"one file", dir + "/file:/data:ro", "cat /data", "of the host"},
+		{"a volume of docker's", "kept:/data", "echo kept > /data/file; cat /data/file", "kept"},
+		{"and again", "kept:/data", "cat /data/file", "kept"},
+		{"over what the policy hides", dir + ":/root", "cat /root/file", "of the host"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := docker(t, "run", "--rm", "--runtime=nemoclaw", "-v", c.mount, "busybox", "sh", "-c", c.script)
+			if got := strings.TrimSpace(s.out); got != c.says {
+				t.Errorf("%v\nwant %q", s, c.says)
+			}
+		})
+	}
+}
+
+// Volumes that would give the host away are refused, and docker shows what to
+// write into the policy.
+func TestGuardedVolumes(t *testing.T) {
+	docker(t, "version")
+	keys := filepath.Join(t.TempDir(), ".ssh")
+	if err := os.Mkdir(keys, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, source, why string }{
+		{"docker's socket", "/run/docker.sock", "it is a socket"},
+		{"the host's files", "/etc", "it holds the host's own files"},
+		{"all of them", "/", "it holds the host's own files"},
+		{"keys", keys, ".ssh holds credentials"},
+		{"nemoclaw's state", "/run/nemoclaw", "nemoclaw keeps its state there"},
+		{"docker's directory", "/var/lib/docker", "/var/lib/docker belongs to a container engine"},
+		{"a device", "/dev/null", "it is a device"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := docker(t, "run", "--rm", "--runtime=nemoclaw", "-v", c.source+":/data:ro", "busybox", "true")
+			if s.code != 125 || !strings.Contains(s.err, c.source+": "+c.why) {
+				t.Errorf("%v\nwant %q", s, c.why)
+			}
+		})
+	}
+	t.Run("the hint", func(t *testing.T) {
+		s := docker(t, "run", "--rm", "--runtime=nemoclaw", "-v", keys+":/data:ro", "busybox", "true")
+		if want := "filesystem: { allow_volumes: [" + keys + "] }"; !strings.Contains(s.err, want) {
+			t.Errorf("%v\nwant %q", s, want)
+		}
+	})
+	t.Run("followed", func(t *testing.T) {
+		write(t, filepath.Join(keys, "key"), "a key\n")
+		write(t, "/etc/nemoclaw/policies/live.yaml", policy+"filesystem: { allow_volumes: ["+keys+"] }\n")
+		if got := must(t, "run", "--rm", "--runtime=nemoclaw-live", "-v", keys+":/data:ro", "busybox", "cat", "/data/key"); got != "a key" {
+			t.Errorf("said %q", got)
+		}
+	})
+}
+
+func write(t testing.TB, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
