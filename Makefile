@@ -81,5 +81,15 @@ lint: runtime/launch_$(ARCH).bin ## gofmt, vet, staticcheck, and govulncheck whe
 
 check: lint test ## what must pass before a commit
 
+deps: ## say what building needs besides Go, and install what is missing
+	@GO="$(GO)" CC="$(CC)" sh examples/demo/deps.sh
+
+demo: deps ## show an agent in a sandbox: what it tries, and which layer answers
+	@$(MAKE) --no-print-directory build bin/demo bin/demo-agent
+	@bin/demo
+
+bin/demo bin/demo-agent: bin/%: $(SOURCES)
+	CGO_ENABLED=0 $(GO) build -trimpath -o $@ ./examples/$(subst -,/,$*)
+
 clean: ## remove what was built
 	rm -rf bin runtime/launch_*.bin

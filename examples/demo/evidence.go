@@ -21,14 +21,14 @@ import (
 // layer is who answered an attempt, as far as the evidence goes.
 type layer string
 
-// The four layers of a sandbox, and two more that may have answered.
+// The four layers of a sandbox, and what else there is to say.
 const (
 	byLandlock layer = "Landlock"
 	bySeccomp  layer = "seccomp"
 	byNetwork  layer = "network"
 	byEgress   layer = "egress"
-	byNobody   layer = "-" // it was not refused, or by something else
-	byDemo     layer = "demo"
+	byNobody   layer = "-"       // none of them, as far as can be told
+	outside    layer = "outside" // nobody asked: it was looked at from without
 )
 
 // ofFile finds out who refused a file. Landlock says EACCES (landlock(7)), and
@@ -95,8 +95,26 @@ func (r *record) String() string {
 // rule is what decided, without the directory.
 func (r *record) rule() string { return filepath.Base(r.Rule.Name) }
 
-// recorded returns the latest line of the audit log on the host and port, or
-// nil. Decisions are in the log before the program learns of them, so there is
+// mark has recorded look only at what is written from now on: before the
+// sandbox is there, at everything.
+func (s *stage) mark() error {
+	file, err := s.log()
+	if errors.Is(err, errNoLog) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(file)
+	if err != nil {
+		return err
+	}
+	s.marked = st.Size()
+	return nil
+}
+
+// recorded returns the latest line since the mark on the host and port, or nil.
+// Decisions are in the log before the program learns of them, so there is
 // nothing to wait for.
 func (s *stage) recorded(verdict, host string, port uint16) (*record, error) {
 	file, err := s.log()
@@ -108,7 +126,7 @@ func (s *stage) recorded(verdict, host string, port uint16) (*record, error) {
 		return nil, err
 	}
 	var latest *record
-	for line := range bytes.Lines(b) {
+	for line := range bytes.Lines(b[s.marked:]) {
 		r := new(record)
 		if err := json.Unmarshal(line, r); err != nil {
 			return nil, fmt.Errorf("the audit log has a line that is none: %w", err)
@@ -120,11 +138,13 @@ func (s *stage) recorded(verdict, host string, port uint16) (*record, error) {
 	return latest, nil
 }
 
+var errNoLog = errors.New("there is no audit log")
+
 // log returns the path of the sandbox's audit log.
 func (s *stage) log() (string, error) {
 	files, err := filepath.Glob(s.path("log", "*.jsonl"))
-	if err == nil && len(files) != 1 {
-		err = fmt.Errorf("there are %d audit logs", len(files))
+	if err == nil && len(files) == 0 {
+		err = errNoLog
 	}
 	if err != nil {
 		return "", err

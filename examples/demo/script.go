@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,7 +31,13 @@ func play(ctx context.Context, p *page, s *stage) error {
 	return nil
 }
 
-func (s *scene) try(do, what string) (attempt.Outcome, error) { return s.box.try(s, do, what) }
+// try has the agent try something; recorded then finds what was written of it.
+func (s *scene) try(do, what string) (attempt.Outcome, error) {
+	if err := s.mark(); err != nil {
+		return attempt.Outcome{}, err
+	}
+	return s.box.try(s, do, what)
+}
 
 // files is layer 1.
 func (s *scene) files() error {
@@ -86,9 +93,9 @@ func (s *scene) calls() error {
 		if err != nil {
 			return err
 		}
-		outside := attempt.Errno(attempt.Impossible(c.call))
-		s.add(line{tried: c.tried, want: bySeccomp, layer: ofCall(o, outside), good: !o.Did,
-			answer: told(o, "also where the kernel alone says "+outside)})
+		kernel := attempt.Errno(attempt.Impossible(c.call)) // no filter of the sandbox holds here
+		s.add(line{tried: c.tried, want: bySeccomp, layer: ofCall(o, kernel), good: !o.Did,
+			answer: told(o, "also where the kernel alone would say "+kernel)})
 	}
 	return nil
 }
@@ -116,22 +123,18 @@ func (s *scene) network() error {
 	}
 	heard := s.lan.Load()
 	s.add(line{tried: "talk to " + neighbour + " on the LAN", want: byEgress, layer: ofRecord(r), good: !o.Did && heard == 0,
-		answer: fmt.Sprintf("%s; the neighbour heard of %d connections", refusal(o), heard)})
+		answer: fmt.Sprintf("%d, %s; the neighbour saw %d connections", o.Status, refusal(o).Reason, heard)})
 	return nil
 }
 
-// refusal is what a program is told that was refused: over HTTP there is room
-// for a reason and for advice, in TLS for an alert.
-func refusal(o attempt.Outcome) string {
-	var said struct{ Reason, Hint string }
-	if json.Unmarshal([]byte(o.Text), &said) != nil || said.Reason == "" {
-		return o.Text
+// refused is what a program is told over HTTP when its request is refused.
+type refused struct{ Reason, Hint string }
+
+func refusal(o attempt.Outcome) (r refused) {
+	if json.Unmarshal([]byte(o.Text), &r) != nil || r.Reason == "" {
+		r.Reason = o.Text
 	}
-	text := fmt.Sprintf("%d, %s", o.Status, said.Reason)
-	if said.Hint != "" {
-		text += "; " + said.Hint
-	}
-	return text
+	return r
 }
 
 // egress is layer 4.
@@ -143,26 +146,8 @@ func (s *scene) egress() error {
 	if err := s.isRefused("https://" + unlisted + "/"); err != nil {
 		return err
 	}
-	o, err := s.try(attempt.Get, "http://"+unlisted+"/")
+	r, err := s.recorded("refuse", unlisted, 443)
 	if err != nil {
-		return err
-	}
-	r, err := s.recorded("refuse", unlisted, 80)
-	if err != nil {
-		return err
-	}
-	s.add(line{tried: "GET http://" + unlisted + "/", want: byEgress, layer: ofRecord(r), good: o.Status == 403, answer: refusal(o)})
-
-	knocks, asked := s.knocks[unlisted].Load(), 0
-	for _, name := range s.world.Questions() {
-		if strings.HasSuffix(name, unlisted) {
-			asked++
-		}
-	}
-	s.add(line{tried: "what of that left the host", want: byNetwork, layer: byNetwork, good: knocks == 0 && asked == 0,
-		answer: fmt.Sprintf("%d connections, and %d DNS questions for the name", knocks, asked)})
-
-	if r, err = s.recorded("refuse", unlisted, 443); err != nil {
 		return err
 	}
 	l := line{tried: "look the refusal up in the audit log", want: byEgress, layer: ofRecord(r)}
@@ -171,6 +156,26 @@ func (s *scene) egress() error {
 		l.good = r.Time > 0 && r.Unmapped.Reason == "not-listed" && r.Actor.Process.File.Path == "/usr/bin/agent" && r.Actor.Process.PID > 0
 	}
 	s.add(l)
+
+	o, err := s.try(attempt.Get, "http://"+unlisted+"/")
+	if err != nil {
+		return err
+	}
+	if r, err = s.recorded("refuse", unlisted, 80); err != nil {
+		return err
+	}
+	s.add(line{tried: "GET http://" + unlisted + "/", want: byEgress, layer: ofRecord(r), good: o.Status == 403 && refusal(o).Hint != "",
+		answer: fmt.Sprintf("%d, %s; %s", o.Status, refusal(o).Reason, refusal(o).Hint)})
+
+	knocks, asked := s.knocks[unlisted].Load(), 0
+	for _, name := range s.world.Questions() {
+		if strings.HasSuffix(name, unlisted) {
+			asked++
+		}
+	}
+	s.add(line{tried: "what of that left the host", want: outside, layer: outside, good: knocks == 0 && asked == 0,
+		answer: fmt.Sprintf("%d connections, and %d DNS questions for the name", knocks, asked)})
+
 	return nil
 }
 
@@ -227,11 +232,11 @@ func (s *scene) decision() error {
 	if err := json.Unmarshal(out, &pending); err != nil {
 		return err
 	}
-	l := line{tried: "see what waits for a decision", want: byEgress, layer: byNobody, answer: "nothing"}
+	l := line{tried: "see what waits for a decision", want: outside, layer: outside, answer: "nothing"}
 	for _, p := range pending {
 		if p.Host == unlisted && p.Port == 443 {
-			l.layer, l.good = byEgress, p.Reason == "not-listed"
-			l.answer = fmt.Sprintf("%s:%d, %s, tried %d times", p.Host, p.Port, p.Reason, p.Count)
+			l.good = p.Reason == "not-listed"
+			l.answer = fmt.Sprintf("%s:%d, %s, attempts: %d", p.Host, p.Port, p.Reason, p.Count)
 		}
 	}
 	s.add(l)
@@ -270,7 +275,11 @@ func (s *scene) revocation() error {
 	if err != nil {
 		return err
 	}
-	s.add(line{tried: "keep a connection to " + saved, want: byEgress, layer: byEgress, good: o.Did, answer: "\"" + o.Text + "\", and it stays open"})
+	r, err := s.recorded("allow", saved, 443)
+	if err != nil {
+		return err
+	}
+	s.add(line{tried: "keep a connection to " + saved, want: byEgress, layer: ofRecord(r), good: o.Did, answer: "\"" + o.Text + "\", and it stays open"})
 
 	s.does("policy.yaml is saved without the rule")
 	if err := s.box.ask(attempt.Held, ""); err != nil {
@@ -282,16 +291,17 @@ func (s *scene) revocation() error {
 	if o, err = s.box.answer(s); err != nil {
 		return err
 	}
-	if err := s.await(s, func(r *record) bool { return r.is("cut", saved, 443) }); err != nil {
+	if !o.Did { // the end of a connection may be written after it
+		if err := s.await(s, func(r *record) bool { return r.is("cut", saved, 443) }); err != nil {
+			return err
+		}
+	}
+	if r, err = s.recorded("cut", saved, 443); err != nil {
 		return err
 	}
-	r, err := s.recorded("cut", saved, 443)
-	if err != nil {
-		return err
-	}
-	l := line{tried: "go on using that connection", want: byEgress, layer: ofRecord(r), answer: o.Text}
+	l := line{tried: "go on using that connection", want: byEgress, layer: ofRecord(r), answer: cmp.Or(o.Errno, o.Text)}
 	if r != nil {
-		l.good = !o.Did && r.Unmapped.Reason == "revoked"
+		l.good = !o.Did && o.Errno == "ECONNRESET" && r.Unmapped.Reason == "revoked"
 		l.answer += "; the audit log says " + r.Unmapped.Verdict + ", " + r.Unmapped.Reason
 	}
 	s.add(l)
@@ -311,7 +321,7 @@ func (s *scene) log() error {
 	s.does("$ nemoclawctl audit verify " + s.id + ".jsonl")
 	out, err := s.ctl("audit", "verify", file).CombinedOutput()
 	_, sum, _ := strings.Cut(string(bytes.TrimSpace(out)), ": ")
-	s.add(line{tried: "check the audit log's chain", want: byEgress, layer: byEgress, good: err == nil, answer: sum})
+	s.add(line{tried: "check the audit log's chain", want: outside, layer: outside, good: err == nil, answer: sum})
 	return nil
 }
 
@@ -322,5 +332,5 @@ func sweep(p *page, s *stage) {
 	if len(left) > 0 {
 		answer = strings.Join(left, "; ")
 	}
-	p.add(line{tried: "sweep up", want: byDemo, layer: byDemo, good: len(left) == 0, answer: answer})
+	p.add(line{tried: "sweep up", want: outside, layer: outside, good: len(left) == 0, answer: answer})
 }

@@ -53,6 +53,7 @@ type stage struct {
 	lan     atomic.Int64             // those of the neighbour
 	running *exec.Cmd                // nemoclaw run
 	box     *box
+	marked  int64 // offset in the audit log, see mark
 }
 
 // newStage returns what it has made also with an error; close takes it away.
@@ -328,21 +329,25 @@ func (s *stage) close() error {
 	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
-// stop ends the agent, which reads on until there is nothing more to read; if
-// that is not enough, by force.
+// stop ends the agent, which reads on until there is nothing more to read; with
+// a signal if it does not read, and by force if that does not help either.
 func (s *stage) stop() error {
 	if s.running == nil {
 		return nil
 	}
+	run := s.running
+	s.running = nil
 	s.box.stdin.Close()
+	ask := time.AfterFunc(patience/10, func() { run.Process.Signal(syscall.SIGTERM) })
+	defer ask.Stop()
 	force := time.AfterFunc(patience, func() {
 		s.nemoclaw("delete", "--force", s.id).Run()
-		s.running.Process.Kill()
+		run.Process.Kill()
 	})
 	defer force.Stop()
 	for range s.box.answers { // Wait may close the pipe only when it is read out
 	}
-	if err := s.running.Wait(); err != nil || s.box.said.Len() > 0 {
+	if err := run.Wait(); err != nil {
 		return fmt.Errorf("nemoclaw run: %w: %s", err, bytes.TrimSpace(s.box.said.Bytes()))
 	}
 	return nil

@@ -209,12 +209,21 @@ func (a *agent) hold(url string) attempt.Outcome {
 	return outcome(strings.TrimSpace(line), err)
 }
 
-// cut waits for the end of what was held. An end that the server made, or our
-// own patience, is not what is asked for and still an outcome.
+// cut waits for the end of what was held. An end that the server made, and
+// none, are not what is asked for and still outcomes.
 func (a *agent) cut() attempt.Outcome {
 	if a.held == nil {
 		return outcome("", errors.New("cannot wait: nothing is held"))
 	}
-	line, err := a.held.ReadString('\n')
-	return outcome(line, err)
+	ended := make(chan attempt.Outcome, 1)
+	go func() {
+		line, err := a.held.ReadString('\n')
+		ended <- outcome(line, err)
+	}()
+	select {
+	case o := <-ended:
+		return o
+	case <-time.After(patience):
+		return outcome("still open", nil)
+	}
 }
