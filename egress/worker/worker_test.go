@@ -211,6 +211,7 @@ func (sb *sandbox) serve(name, addr string, handle func(*net.TCPConn)) {
 			}
 			go func() {
 				defer c.Close()
+				c.SetDeadline(time.Now().Add(patience))
 				handle(c)
 			}()
 		}
