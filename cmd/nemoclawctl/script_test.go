@@ -236,3 +236,25 @@ func FuzzPrintable(f *testing.F) {
 		}
 	})
 }
+
+// Exit codes: 0 done, 1 it failed, 2 the command line is wrong.
+func TestExitCodes(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "run_dir: %s\n", t.TempDir()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NEMOCLAW_CONFIG", config)
+	for _, c := range []struct {
+		args string
+		code int
+	}{
+		{"list", exitOK}, {"list --json", exitOK}, {"--help", exitOK}, {"", exitOK}, {"pending", exitOK},
+		{"status nobody", exitFailed}, {"audit verify /nothing", exitFailed},
+		{"bogus", exitUsage}, {"list too many", exitUsage}, {"status", exitUsage}, {"--bogus", exitUsage},
+		{"list --bogus", exitUsage}, {"audit bogus", exitUsage}, {"approve web :1", exitUsage},
+	} {
+		if code := run(append([]string{"nemoclawctl"}, strings.Fields(c.args)...), io.Discard, io.Discard); code != c.code {
+			t.Errorf("nemoclawctl %s exits with %d, want %d", c.args, code, c.code)
+		}
+	}
+}

@@ -85,7 +85,6 @@ func (l *Log) open() (err error) {
 	if len(l.torn) > 0 {
 		l.segment += int64(len(l.torn)) + 1
 	}
-	l.allocate()
 	return nil
 }
 
@@ -254,9 +253,6 @@ func (l *Log) append(entries []Entry) error {
 	}
 	l.unconfirmed = false
 	l.syncSoon()
-	if l.end.Offset+reserve/2 > l.allocated {
-		l.allocate()
-	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return nil
@@ -321,7 +317,8 @@ func (l *Log) advance(written []byte, ends []Head) {
 	l.torn = append(l.torn, written...)
 }
 
-// syncSoon has everything on the disk within syncDelay.
+// syncSoon has everything on the disk within syncDelay, and room for more. Both
+// may take a while, and no connection waits for them.
 func (l *Log) syncSoon() {
 	if l.unsynced {
 		return
@@ -335,6 +332,9 @@ func (l *Log) syncSoon() {
 		}
 		if err := l.sync(); err != nil {
 			l.fault = err
+		}
+		if l.end.Offset+reserve/2 > l.allocated {
+			l.allocate()
 		}
 	})
 }

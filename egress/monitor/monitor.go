@@ -84,10 +84,12 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 	if err := m.attach(creator); err != nil {
 		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
 		creator.Close()
+		os.Remove(filepath.Join(m.Dir, control.MonitorFile))
 		return err
 	}
-	tasks := m.serve(ctx, reload)
+	// Connections queue from here on: create need not wait for the rest.
 	err := creator.Send(control.FromMonitor{})
+	tasks := m.serve(ctx, reload)
 	var init *os.File
 	if err == nil {
 		init, err = m.awaitCommit(ctx, creator)
@@ -114,6 +116,9 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 // attach takes over what the creator hands in. On an error the caller
 // releases what was opened.
 func (m *Monitor) attach(creator *control.Conn) error {
+	if err := m.announce(); err != nil { // while create builds the fence
+		return fmt.Errorf("cannot attach: %w", err)
+	}
 	var req control.ToMonitor
 	files, err := creator.Recv(&req)
 	if err != nil {
@@ -125,9 +130,6 @@ func (m *Monitor) attach(creator *control.Conn) error {
 	}
 	m.attached, m.inner, m.uplink = *req.Attach, files[0], files[1]
 	m.since = time.Now()
-	if err := m.announce(); err != nil {
-		return fmt.Errorf("cannot attach: %w", err)
-	}
 	if err := m.loadRules(); err != nil {
 		return fmt.Errorf("cannot attach: %w", err)
 	}

@@ -129,7 +129,6 @@ func newSandbox(t *testing.T) *sandbox {
 		uplink:  newNetns(t),
 		workers: make(chan *puppeteer, 8),
 		unplugs: make(chan string, 8),
-		ended:   make(chan error, 1),
 	}
 	os.Mkdir(filepath.Dir(s.policy), 0o755)
 	s.save(onlyExample)
@@ -166,7 +165,8 @@ func (s *sandbox) begin() {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	ended := s.ended
+	ended := make(chan error, 1)
+	s.ended = ended
 	go func() { ended <- m.Run(ctx, conn, nil) }()
 	s.t.Cleanup(func() {
 		stop()
@@ -530,5 +530,134 @@ func TestLife(t *testing.T) {
 	}
 	if rep := s.checkLog(); rep.Open || rep.Segments != 1 {
 		t.Errorf("the log's chain is not closed: %+v", rep)
+	}
+}
+
+// Whatever goes wrong before commit ends the monitor, and nothing of it stays.
+func TestNoCommit(t *testing.T) {
+	for _, c := range []struct {
+		wrong string
+		do    func(s *sandbox) string // returns the fault that the creator is told
+		fault string
+	}{
+		{"the creator goes away at once", func(s *sandbox) string { s.creator.Close(); return "" }, ""},
+		{"it goes away after attach", func(s *sandbox) string { f := s.attach().Fault; s.creator.Close(); return f }, ""},
+		{"it is told to end", func(s *sandbox) string { f := s.attach().Fault; s.stop(); return f }, ""},
+		{"it commits first", func(s *sandbox) string {
+			return s.ask(control.ToMonitor{Commit: new(control.Commit)}, s.inner).Fault
+		}, "cannot attach: the creator did not hand in two namespaces"},
+		{"it commits without an init", func(s *sandbox) string {
+			s.attach()
+			return s.ask(control.ToMonitor{Commit: new(control.Commit)}).Fault
+		}, "cannot commit: the creator did not hand in init"},
+		{"the policy is none", func(s *sandbox) string { s.save("egress: 1\n"); return s.attach().Fault }, "policy.yaml:1:"},
+		{"the log cannot be opened", func(s *sandbox) string {
+			s.must(os.MkdirAll(s.log, 0o700))
+			return s.attach().Fault
+		}, "cannot open the audit log"},
+		{"another gateway writes the log", func(s *sandbox) string {
+			l, err := audit.Open(s.log)
+			s.must(err)
+			defer l.Close()
+			return s.attach().Fault
+		}, "another gateway writes it"},
+	} {
+		t.Run(c.wrong, func(t *testing.T) {
+			s := newSandbox(t)
+			if got := c.do(s); !strings.Contains(got, c.fault) || c.fault == "" && got != "" {
+				t.Errorf("the creator is told %q, want %q", got, c.fault)
+			}
+			s.waitEnd()
+			for _, name := range []string{control.MonitorFile, control.RuntimeSocket, control.ControlSocket} {
+				if _, err := os.Lstat(filepath.Join(s.dir, name)); err == nil {
+					t.Errorf("%s is left behind", name)
+				}
+			}
+		})
+	}
+}
+
+// start is refused if no worker decides: here it never answers.
+func TestStartWithoutWorker(t *testing.T) {
+	s := newSandbox(t)
+	s.attach()
+	s.commit()
+	c, err := control.DialRuntime(s.dir)
+	s.must(err)
+	defer c.Close()
+	s.must(c.Send(control.ToMonitor{Started: &control.Started{Links: []string{"eth0"}}}))
+	var a control.FromMonitor
+	_, err = c.Recv(&a)
+	s.must(err)
+	if !strings.Contains(a.Fault, "the gateway's worker does not answer") {
+		t.Errorf("start is answered %q", a.Fault)
+	}
+}
+
+// A monitor after one that was killed finds the decisions, and continues the log.
+func TestSecondMonitor(t *testing.T) {
+	s, w := up(t)
+	go w.apply()
+	s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"x.example.org","port":22}`, new(control.Decided))
+	s.stop()
+	s.must(s.waitEnd())
+	s.begin()
+	if a := s.attach(); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	if r := s.worker().apply(); len(r.Grants) != 1 || r.Grants[0].Host != "x.example.org" {
+		t.Errorf("the decisions are %v", r.Grants)
+	}
+	s.stop()
+	s.must(s.waitEnd())
+	if rep := s.checkLog(); rep.Segments != 2 {
+		t.Errorf("%d segments", rep.Segments)
+	}
+}
+
+// The gateway has a cgroup of its own in every hierarchy, and takes it away.
+func TestCgroup(t *testing.T) {
+	needRoot(t)
+	const root = "/sys/fs/cgroup"
+	child := exec.Command("/proc/self/exe", "init")
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("test-%d", os.Getpid())
+	c, err := newCgroup(root, "", name)
+	defer func() {
+		stdin.Close()
+		child.Wait()
+		for _, p := range c.places {
+			os.Remove(p.dir)
+			os.Remove(filepath.Dir(p.dir))
+		}
+	}()
+	if err != nil || len(c.places) == 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("cgroups are needed: %v", err)
+		}
+		t.Skipf("cgroups are needed: %v", err)
+	}
+	if err := c.join(child.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", child.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(string(in), "/nemoclaw/"+name+"\n"); got != len(c.places) {
+		t.Errorf("the process is in %d of %d:\n%s", got, len(c.places), in)
+	}
+	stdin.Close()
+	child.Wait()
+	for _, p := range c.places { // as leave does, without moving this test
+		if err := os.Remove(p.dir); err != nil {
+			t.Errorf("%s cannot be removed: %v", p.dir, err)
+		}
 	}
 }

@@ -1,13 +1,17 @@
 package monitor
 
 import (
+	"context"
 	"fmt"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
 	"nemoclaw/specs/policy"
@@ -169,4 +173,25 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("text of %d and %d bytes is kept", len(line.Unmapped.Detail), len(line.Actor.Process.Args))
 		}
 	})
+}
+
+// The mode of the socket keeps others out; so does the monitor itself.
+func TestStrangersAreRefused(t *testing.T) {
+	m := new(Monitor)
+	for _, c := range []struct {
+		peer any
+		code int
+	}{
+		{&unix.Ucred{Uid: 1000}, 403},
+		{&unix.Ucred{Uid: uint32(os.Getuid())}, 404},
+		{(*unix.Ucred)(nil), 403},
+		{nil, 403},
+	} {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("GET", "/nothing", nil)
+		m.handler().ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, c.peer)))
+		if w.Code != c.code {
+			t.Errorf("%v is answered %d, want %d", c.peer, w.Code, c.code)
+		}
+	}
 }
