@@ -45,6 +45,11 @@ type Monitor struct {
 	// Unplug removes every link of the uplink. It is called once init has
 	// ended, and only for an uplink that was made for this sandbox.
 	Unplug func(uplink *os.File) error
+	// Follow moves links that an engine plugs in later, and removes those it
+	// takes away, until ctx is done; it tells the links that then lead out. It
+	// is called once the program runs, and only where the engine's links are
+	// the way out. Nil: the first links are all.
+	Follow func(ctx context.Context, inner, uplink *os.File, ingress string, moved func([]string, error)) error
 	// Cgroup is where the monitor and its worker make a cgroup of their own,
 	// e.g. /sys/fs/cgroup. Empty: they stay where they are.
 	Cgroup string
@@ -59,8 +64,10 @@ type Monitor struct {
 	owners    *owners
 	watch     *watcher
 	cgroup    *cgroup
+	follow    follower
 
-	changes sync.Mutex // one change of the rules at a time, to its end
+	changes sync.Mutex    // one change of the rules at a time, to its end
+	ending  chan struct{} // closed when the sandbox ends: no change is waited for
 
 	mu       sync.Mutex // guards what follows; held for moments
 	rules    rules
@@ -80,6 +87,7 @@ type Monitor struct {
 func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	m.ending = make(chan struct{})
 	defer m.release()
 	if err := m.attach(creator); err != nil {
 		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
@@ -100,6 +108,7 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 		later := time.AfterFunc(cgroupDelay, m.moveOut)
 		err = waitExit(ctx, init)
 		later.Stop()
+		m.follow.end()
 		if err == nil {
 			m.unplug()
 		}
@@ -300,6 +309,7 @@ func (m *Monitor) end(t *tasks, cancel context.CancelFunc) {
 	m.mu.Lock()
 	m.stopping = true
 	m.mu.Unlock()
+	close(m.ending)
 	t.runtime()
 	m.drain()
 	cancel()

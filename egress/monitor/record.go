@@ -99,8 +99,13 @@ func network(id string, r *control.Record) *audit.Network {
 	return n
 }
 
+// endpoint is one end of a connection. What a program dialed by address has no
+// host name, even if the worker calls the address so.
 func endpoint(host string, addr netip.AddrPort, port uint16) *audit.Endpoint {
 	e := &audit.Endpoint{Hostname: host, Port: port}
+	if _, err := netip.ParseAddr(host); err == nil {
+		e.Hostname, e.IP = "", host
+	}
 	if addr.IsValid() {
 		e.IP = addr.Addr().String()
 		if port == 0 {

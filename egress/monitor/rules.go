@@ -109,6 +109,8 @@ func (m *Monitor) awaitApplied(generation uint64) (control.Applied, error) {
 		}
 		select {
 		case <-changed:
+		case <-m.ending:
+			return latest, errors.New("cannot put the rules into force: the sandbox ends")
 		case <-ctx.Done():
 			return latest, errors.New("cannot put the rules into force: the gateway's worker does not answer")
 		}

@@ -71,6 +71,7 @@ func (m *Monitor) started(s *control.Started) error {
 	if err != nil {
 		return fmt.Errorf("cannot start: %w", err)
 	}
+	m.follow.begin(m)
 	return nil
 }
 

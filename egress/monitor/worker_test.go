@@ -103,10 +103,6 @@ func TestUnwritableLog(t *testing.T) {
 	if st := s.status(); st.AuditFault == "" {
 		t.Error("status does not say that the log cannot be written")
 	}
-	var f control.Fault
-	if code := s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"`+strings.Repeat("a.", 100)+`example.org","port":22}`, &f); code != 503 {
-		t.Logf("a short line may still have fitted: %d", code)
-	}
 
 	// With room again, everything is as before.
 	s.must(os.Remove(dir + "/ballast"))
