@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// Exit codes. No measurement changes them.
+const (
+	exitOK     = 0
+	exitFailed = 1 // something could not be measured at all
+	exitUsage  = 2 // the command line is wrong
+)
+
+// options are the command line.
+type options struct {
+	only   []string
+	rounds int
+	json   bool
+}
+
+// section is one part of the run.
+type section struct {
+	name string
+	run  func(*bench) error
+}
+
+var sections = []section{
+	{"lifecycle", (*bench).lifecycle},
+	{"exec", (*bench).exec},
+	{"net", (*bench).network},
+	{"memory", (*bench).memory},
+	{"files", (*bench).files},
+}
+
+func init() { goruntime.LockOSThread() } // the host dies with this thread (PR_SET_PDEATHSIG)
+
+func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
+
+// run is what the program does as each of its four selves: the command, the
+// first process of the throw-away host, the measuring, and the client inside of
+// containers.
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 2 && args[1] == clientArg {
+		return beClient(os.Stdin, stdout)
+	}
+	o, err := parse(args, stderr)
+	if err != nil {
+		return exitUsage
+	}
+	switch os.Getenv(stageEnv) {
+	case "init":
+		return beInit(args)
+	case "bench":
+		err = measure(o, stdout, stderr)
+	default:
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		defer stop()
+		err = runHost(ctx, args, stderr)
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var names []string
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	only := f.String("only", strings.Join(names, ","), "measure these `parts`")
+	rounds := f.Int("rounds", 30, "measure each part this `often`; the network a third of it")
+	asJSON := f.Bool("json", false, "print every sample, as JSON")
+	if err := f.Parse(args[1:]); err != nil {
+		return options{}, err
+	}
+	o := options{strings.Split(*only, ","), max(*rounds, 1), *asJSON}
+	for _, name := range o.only {
+		if !slices.Contains(names, name) {
+			fmt.Fprintf(stderr, "bench: cannot measure %q (known: %s)\n", name, strings.Join(names, ", "))
+			return options{}, flag.ErrHelp
+		}
+	}
+	return o, nil
+}
+
+// bench is one run, inside the throw-away host.
+type bench struct {
+	rounds  int
+	repo    string // the source tree; bin/ lies in it
+	scratch string // a directory on the machine's disk, which ends with the host
+	cgroup  string // parent of every container's cgroup
+	stderr  io.Writer
+	print   func(table) error
+
+	runtimes []contestant
+	missing  []string // runtimes that are not installed
+	started  int      // containers so far, for their names
+}
+
+// measure runs the parts that were asked for, and goes on after one that
+// cannot be measured.
+func measure(o options, stdout, stderr io.Writer) error {
+	b := &bench{rounds: o.rounds, repo: os.Getenv(repoEnv), scratch: os.Getenv(scratchEnv), cgroup: os.Getenv(cgroupEnv), stderr: stderr}
+	b.print = func(t table) error { return t.markdown(stdout) }
+	if o.json {
+		b.print = func(t table) error { return json.NewEncoder(stdout).Encode(t) }
+	}
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	failed := 0
+	for _, s := range sections {
+		if !slices.Contains(o.only, s.name) {
+			continue
+		}
+		if err := s.run(b); err != nil {
+			failed++
+			fmt.Fprintf(stderr, "bench: cannot measure %s: %v\n", s.name, err)
+		}
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of the parts could not be measured", failed)
+	}
+	return nil
+}
