@@ -101,23 +101,47 @@ func TestDemoInterrupted(t *testing.T) {
 	d.leavesNothing()
 }
 
-// Where nemoclaw could not work the demo says what is missing, and does nothing:
-// here the gateway is not installed.
+// Where nemoclaw could not work the demo says what is missing, and does nothing.
 func TestDemoOnAMachineThatCannot(t *testing.T) {
-	d := newDemo(t)
-	b, err := os.ReadFile(program(t, "nemoclaw"))
-	if err != nil {
-		t.Fatal(err)
+	for _, test := range []struct {
+		name, says string
+		lacks      func(*demo)
+	}{
+		{"the gateway is not installed", "install nemoclaw-gateway beside nemoclaw", func(d *demo) {
+			b, err := os.ReadFile(program(t, "nemoclaw"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.replace("nemoclaw", string(b)) // a link would find the gateway beside its target
+			if err := os.Remove(filepath.Join(d.bin, "nemoclaw-gateway")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{"the kernel has no Landlock", "landlock: no, ", func(d *demo) { d.deny = noLandlock }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			d := newDemo(t)
+			test.lacks(d)
+			out, errors, code := d.run()
+			if code != 2 || out != "" || !strings.Contains(errors, "nothing was changed") || !strings.Contains(errors, test.says) {
+				t.Errorf("exit status %d\n%s%s", code, out, errors)
+			}
+			d.leavesNothing()
+		})
 	}
-	d.replace("nemoclaw", string(b)) // a link would find the gateway beside its target
-	if err := os.Remove(filepath.Join(d.bin, "nemoclaw-gateway")); err != nil {
-		t.Fatal(err)
+}
+
+// noLandlock has landlock_create_ruleset answered with ENOSYS, as kernels do
+// that were built without it.
+const noLandlock = "38 444"
+
+// without makes cmd run on a kernel that lacks what deny says, see denyEnv.
+func without(cmd *exec.Cmd, deny string) *exec.Cmd {
+	if deny != "" {
+		cmd.Env = append(cmd.Env, denyEnv+"="+deny)
+		cmd.Path, cmd.Args = "/proc/self/exe", append([]string{"deny", cmd.Path}, cmd.Args[1:]...)
 	}
-	out, errors, code := d.run()
-	if code != 2 || out != "" || !strings.Contains(errors, "nothing was changed") || !strings.Contains(errors, "install nemoclaw-gateway beside nemoclaw") {
-		t.Errorf("exit status %d\n%s%s", code, out, errors)
-	}
-	d.leavesNothing()
+	return cmd
 }
 
 // What is missing is named, and where it cannot be installed nothing is done;
@@ -126,19 +150,24 @@ func TestDeps(t *testing.T) {
 	needRoot(t)
 	tools := []string{"go", "cc", "as", "ld", "ldd", "perl", "mktemp", "rm", "id", "uname", "grep", "sed", "cat", "busybox"}
 	for _, test := range []struct {
-		name, out string
-		tools     []string
-		fails     bool
+		name  string
+		tools []string
+		deny  string
+		out   string
+		fails bool
 	}{
-		{"everything there", "", append(tools, "pkg-config"), false},
-		{"no pkg-config, and no apt-get", "missing: pkg-config libseccomp-dev\n" +
-			"deps: cannot install them: there is no apt-get\nhint: install what this system calls them\n", tools, true},
-		{"no Go", "deps: cannot build: Go 1.26 or later is missing\nhint: https://go.dev/dl\n", tools[1:], true},
+		{"everything there", append(tools, "pkg-config"), "", "", false},
+		{"no pkg-config, and no apt-get", tools, "", "missing: pkg-config libseccomp-dev\n" +
+			"deps: cannot install them: there is no apt-get\nhint: install what this system calls them\n", true},
+		{"no pkg-config, and no Landlock", tools, noLandlock, "missing: pkg-config libseccomp-dev\n" +
+			"deps: cannot run nemoclaw here: it needs Landlock ABI 3 (Linux 6.2), and this kernel has none\n" +
+			"hint: boot a newer kernel, or have lsm= on its command line begin with landlock; nothing was changed\n", true},
+		{"no Go", tools[1:], "", "deps: cannot build: Go 1.26 or later is missing\nhint: https://go.dev/dl\n", true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := exec.Command("/bin/sh", "../examples/demo/deps.sh")
 			cmd.Env = append(os.Environ(), "PATH="+pathOf(t, test.tools))
-			out, err := cmd.CombinedOutput()
+			out, err := without(cmd, test.deny).CombinedOutput()
 			if string(out) != test.out || (err != nil) != test.fails {
 				t.Errorf("%v, it said %q, want %q", err, out, test.out)
 			}
@@ -165,6 +194,7 @@ func pathOf(t *testing.T, names []string) string {
 type demo struct {
 	t        *testing.T
 	bin, tmp string
+	deny     string // what the kernel lacks, see denyEnv
 }
 
 func newDemo(t *testing.T) *demo {
@@ -201,7 +231,7 @@ func (d *demo) replace(name, text string) {
 func (d *demo) command() *exec.Cmd {
 	cmd := exec.Command(filepath.Join(d.bin, "demo"))
 	cmd.Env = append(os.Environ(), "TMPDIR="+d.tmp)
-	return cmd
+	return without(cmd, d.deny)
 }
 
 func (d *demo) run() (stdout, stderr string, code int) {

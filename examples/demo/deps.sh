@@ -49,9 +49,10 @@ landlock_abi() { perl -e 'print syscall(444, 0, 0, 1)' 2>/dev/null || true; }
 able() {
 	[ "$(uname -s)" = Linux ] || fail "cannot run nemoclaw here: this is not Linux"
 	abi=$(landlock_abi)
-	[ "${abi:-$least_abi}" -ge $least_abi ] ||
-		fail "cannot run nemoclaw here: it needs Landlock ABI $least_abi (Linux 6.2), and this kernel has ABI $abi" \
-			"use a newer kernel, or have lsm=... on its command line begin with landlock"
+	[ "${abi:-$least_abi}" -ge $least_abi ] && return
+	[ "$abi" -gt 0 ] || abi=none
+	fail "cannot run nemoclaw here: it needs Landlock ABI $least_abi (Linux 6.2), and this kernel has $abi" \
+		"boot a newer kernel, or have lsm= on its command line begin with landlock; nothing was changed"
 }
 
 missing=
@@ -69,4 +70,5 @@ command -v apt-get >/dev/null || fail "cannot install them: there is no apt-get"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # a list of words
-apt-get install -y -qq --no-install-recommends $missing
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
+echo "installed:$missing"
