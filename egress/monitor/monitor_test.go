@@ -109,6 +109,7 @@ type sandbox struct {
 	stdin   io.Closer
 	workers chan *puppeteer
 	unplugs chan string
+	links   chan []string // what the engine has left plugged in
 	stop    context.CancelFunc
 	ended   chan error
 }
@@ -129,6 +130,7 @@ func newSandbox(t *testing.T) *sandbox {
 		uplink:  newNetns(t),
 		workers: make(chan *puppeteer, 8),
 		unplugs: make(chan string, 8),
+		links:   make(chan []string),
 	}
 	os.Mkdir(filepath.Dir(s.policy), 0o755)
 	s.save(onlyExample)
@@ -162,6 +164,16 @@ func (s *sandbox) begin() {
 		Worker: []string{"/proc/self/exe", "worker", strings},
 		Listen: listenIn,
 		Unplug: func(ns *os.File) error { s.unplugs <- inodeOf(ns); return nil },
+		Follow: func(ctx context.Context, _, _ *os.File, _ string, moved func([]string, error)) error {
+			for {
+				select {
+				case links := <-s.links:
+					moved(links, nil)
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		},
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
@@ -509,6 +521,17 @@ func TestLife(t *testing.T) {
 	s.must(<-started)
 	if st := s.status(); len(st.Links) != 1 || st.Links[0] != "eth0" || st.Generation != 2 {
 		t.Errorf("status: links %v, generation %d", st.Links, st.Generation)
+	}
+
+	// The engine plugs another link in, and then takes all away.
+	s.links <- []string{"eth0", "eth1"}
+	if r := w.apply(); r.NoUplink {
+		t.Error("with two links the worker believes that there is no way out")
+	}
+	s.awaitLine("the engine's links are now: eth0 eth1")
+	s.links <- nil
+	if r := w.apply(); !r.NoUplink {
+		t.Error("without a link the worker believes that there is a way out")
 	}
 
 	// A decision is in the log when the worker hears that it is.
