@@ -41,20 +41,17 @@ var execCommand = &cli.Command{
 		&cli.StringSliceFlag{Name: "cgroup", Usage: "run in a cgroup below the container's"},
 		&cli.BoolFlag{Name: "ignore-paused", Usage: "allow it in a paused container"},
 	},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, -1); err != nil {
-			return err
-		}
-		status, err := execute(c)
+	Action: onID(-1, func(c *cli.Context, r *runtime.Runtime, id string) error {
+		status, err := execute(c, r, id)
 		if err != nil {
 			return &execError{fmt.Errorf("exec failed: %w", err)}
 		}
 		return ended(status, nil)
-	},
+	}),
 }
 
-func execute(c *cli.Context) (int, error) {
-	r, ctr, err := container(c)
+func execute(c *cli.Context, r *runtime.Runtime, id string) (int, error) {
+	ctr, err := r.Load(id)
 	if err != nil {
 		return -1, err
 	}

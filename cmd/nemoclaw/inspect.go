@@ -56,20 +56,13 @@ var stateCommand = &cli.Command{
 	Name:      "state",
 	Usage:     "print what is known of a container",
 	ArgsUsage: "CONTAINER",
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
+	Action: onContainer(1, func(c *cli.Context, ctr *libcontainer.Container) error {
 		s, err := stateOf(ctr)
 		if err != nil {
 			return err
 		}
 		return printJSON(c.App.Writer, s)
-	},
+	}),
 }
 
 var listCommand = &cli.Command{
@@ -140,19 +133,11 @@ func allStates(r *runtime.Runtime, asked bool) ([]containerState, error) {
 }
 
 var psCommand = &cli.Command{
-	Name:            "ps",
-	Usage:           "list the processes of a container",
-	ArgsUsage:       "CONTAINER [OPTIONS OF PS]",
-	Flags:           []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "table or json"}},
-	SkipFlagParsing: false,
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, -1); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
+	Name:      "ps",
+	Usage:     "list the processes of a container",
+	ArgsUsage: "CONTAINER [OPTIONS OF PS]",
+	Flags:     []cli.Flag{&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "table", Usage: "table or json"}},
+	Action: onContainer(-1, func(c *cli.Context, ctr *libcontainer.Container) error {
 		pids, err := ctr.Processes()
 		if err != nil {
 			return err
@@ -164,7 +149,7 @@ var psCommand = &cli.Command{
 			return psTable(c.App.Writer, pids, c.Args().Tail())
 		}
 		return usageError{errors.New("invalid format option")}
-	},
+	}),
 }
 
 // psTable prints the lines of ps(1) that are about pids.

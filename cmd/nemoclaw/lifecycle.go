@@ -54,20 +54,13 @@ var createCommand = &cli.Command{
 	Usage:     "make a container whose program waits for start",
 	ArgsUsage: "CONTAINER",
 	Flags:     createFlags,
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		r, err := engine(c)
-		if err != nil {
-			return err
-		}
+	Action: onID(1, func(c *cli.Context, r *runtime.Runtime, id string) error {
 		o, err := createOptions(c)
 		if err != nil {
 			return err
 		}
-		return r.Create(c.Args().First(), o)
-	},
+		return r.Create(id, o)
+	}),
 }
 
 var runCommand = &cli.Command{
@@ -79,21 +72,14 @@ var runCommand = &cli.Command{
 		&cli.BoolFlag{Name: "keep", Usage: "do not delete it when it has ended"},
 		&cli.BoolFlag{Name: "no-subreaper", Usage: "do not become the parent of its orphans"},
 	}, createFlags...),
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		r, err := engine(c)
-		if err != nil {
-			return err
-		}
+	Action: onID(1, func(c *cli.Context, r *runtime.Runtime, id string) error {
 		o, err := createOptions(c)
 		if err != nil {
 			return err
 		}
-		status, err := r.Run(c.Args().First(), runtime.RunOptions{CreateOptions: o, Detach: c.Bool("detach"), Keep: c.Bool("keep"), NoSubreaper: c.Bool("no-subreaper")})
+		status, err := r.Run(id, runtime.RunOptions{CreateOptions: o, Detach: c.Bool("detach"), Keep: c.Bool("keep"), NoSubreaper: c.Bool("no-subreaper")})
 		return ended(status, err)
-	},
+	}),
 }
 
 // ended turns a program's exit status into the command's.
@@ -108,16 +94,7 @@ var startCommand = &cli.Command{
 	Name:      "start",
 	Usage:     "let the program of a created container run",
 	ArgsUsage: "CONTAINER",
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		r, err := engine(c)
-		if err != nil {
-			return err
-		}
-		return r.Start(c.Args().First())
-	},
+	Action:    onID(1, func(_ *cli.Context, r *runtime.Runtime, id string) error { return r.Start(id) }),
 }
 
 var killCommand = &cli.Command{
@@ -125,14 +102,7 @@ var killCommand = &cli.Command{
 	Usage:     "send a signal (default: SIGTERM) to the container's first process",
 	ArgsUsage: "CONTAINER [SIGNAL]",
 	Flags:     []cli.Flag{&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Hidden: true}},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 2); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
+	Action: onContainer(2, func(c *cli.Context, ctr *libcontainer.Container) error {
 		signal, err := parseSignal(c.Args().Get(1))
 		if err != nil {
 			return err
@@ -142,7 +112,7 @@ var killCommand = &cli.Command{
 			return nil
 		}
 		return err
-	},
+	}),
 }
 
 func parseSignal(s string) (unix.Signal, error) {
@@ -164,50 +134,25 @@ var deleteCommand = &cli.Command{
 	Usage:     "remove a container that has ended; its audit log stays",
 	ArgsUsage: "CONTAINER",
 	Flags:     []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "kill it first if it runs"}},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		r, err := engine(c)
-		if err != nil {
-			return err
-		}
-		err = r.Delete(c.Args().First(), c.Bool("force"))
+	Action: onID(1, func(c *cli.Context, r *runtime.Runtime, id string) error {
+		err := r.Delete(id, c.Bool("force"))
 		if errors.Is(err, libcontainer.ErrNotExist) && c.Bool("force") {
 			return nil
 		}
 		return err
-	},
+	}),
 }
 
 var pauseCommand = &cli.Command{
 	Name:      "pause",
 	Usage:     "stop all processes of a container where they are",
 	ArgsUsage: "CONTAINER",
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
-		return ctr.Pause()
-	},
+	Action:    onContainer(1, func(_ *cli.Context, ctr *libcontainer.Container) error { return ctr.Pause() }),
 }
 
 var resumeCommand = &cli.Command{
 	Name:      "resume",
 	Usage:     "let the processes of a paused container go on",
 	ArgsUsage: "CONTAINER",
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
-		return ctr.Resume()
-	},
+	Action:    onContainer(1, func(_ *cli.Context, ctr *libcontainer.Container) error { return ctr.Resume() }),
 }

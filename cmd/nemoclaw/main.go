@@ -163,15 +163,30 @@ func gatewayProgram() (string, error) {
 	return filepath.Join(filepath.Dir(self), hooks.GatewayProgram), nil
 }
 
-// container returns the runtime and the container that the first argument
-// names.
-func container(c *cli.Context) (*runtime.Runtime, *libcontainer.Container, error) {
-	r, err := engine(c)
-	if err != nil {
-		return nil, nil, err
+// onID is the action of a command whose first argument is a container's id; up
+// to most arguments may be given, any number if most is below 0.
+func onID(most int, act func(c *cli.Context, r *runtime.Runtime, id string) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if err := wants(c, 1, most); err != nil {
+			return err
+		}
+		r, err := engine(c)
+		if err != nil {
+			return err
+		}
+		return act(c, r, c.Args().First())
 	}
-	ctr, err := r.Load(c.Args().First())
-	return r, ctr, err
+}
+
+// onContainer is onID for a container that must exist.
+func onContainer(most int, act func(c *cli.Context, ctr *libcontainer.Container) error) cli.ActionFunc {
+	return onID(most, func(c *cli.Context, r *runtime.Runtime, id string) error {
+		ctr, err := r.Load(id)
+		if err != nil {
+			return err
+		}
+		return act(c, ctr)
+	})
 }
 
 // wants checks the number of arguments; most below 0 means any number.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/docker/go-units"
+	"github.com/opencontainers/runc/libcontainer"
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
 )
@@ -34,14 +35,7 @@ var updateCommand = &cli.Command{
 		&cli.StringFlag{Name: "kernel-memory-tcp", Hidden: true},
 		&cli.IntFlag{Name: "pids-limit", Usage: "number of processes"},
 	},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		_, ctr, err := container(c)
-		if err != nil {
-			return err
-		}
+	Action: onContainer(1, func(c *cli.Context, ctr *libcontainer.Container) error {
 		res, err := resources(c)
 		if err != nil {
 			return err
@@ -84,7 +78,7 @@ var updateCommand = &cli.Command{
 			limits.Unified = res.Unified
 		}
 		return ctr.Set(config)
-	},
+	}),
 }
 
 // set takes over a limit that was given.
