@@ -45,7 +45,7 @@ func address(t testing.TB, name string) string {
 // nemoclawctl runs the operator's console and returns what it says.
 func nemoclawctl(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(repository(), "bin", "nemoclawctl"), args...).CombinedOutput()
+	out, err := exec.Command(filepath.Join(installed(), "nemoclawctl"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("nemoclawctl %v: %v\n%s", args, err, out)
 	}

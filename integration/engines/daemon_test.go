@@ -23,7 +23,8 @@ import (
 const (
 	listed   = "git.good.example" // HTTPS: /hello, /repo.git
 	plain    = "www.good.example" // HTTP: /hello
-	unlisted = "evil.example"     // HTTP and HTTPS, as real as the others
+	unlisted = "evil.example"     // HTTPS, as real as the others
+	later    = "later.example"    // HTTP; listed by and by
 )
 
 // theirs is the answer of every server that a sandbox may reach, and of none
@@ -98,14 +99,25 @@ func newWorld() (*world.World, error) {
 	if _, err := w.ServeHTTPS(listed, pages); err != nil {
 		return nil, err
 	}
-	if _, err := w.ServeHTTP(plain, pages); err != nil {
-		return nil, err
-	}
 	if _, err := w.ServeHTTPS(unlisted, pages); err != nil {
 		return nil, err
 	}
-	greet := func(c net.Conn) { io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\n"+theirs) }
-	return w, w.ServeAddr(world.Neighbour, 80, greet)
+	for _, name := range []string{plain, later} {
+		if _, err := w.ServeHTTP(name, pages); err != nil {
+			return nil, err
+		}
+	}
+	lan, err := w.Listen(world.Neighbour, 80)
+	if err != nil {
+		return nil, err
+	}
+	go greet(lan)
+	return w, nil
+}
+
+// greet serves a page until l is closed.
+func greet(l net.Listener) {
+	_ = http.Serve(l, http.HandlerFunc(func(out http.ResponseWriter, _ *http.Request) { io.WriteString(out, theirs) }))
 }
 
 // makeRepository makes a bare repository that plain files over HTTP serve.
@@ -127,13 +139,13 @@ func makeRepository(dir string) (string, error) {
 
 // configure writes this host's /etc.
 func configure() error {
-	bin := filepath.Join(repository(), "bin")
+	nemoclaw := filepath.Join(installed(), "nemoclaw")
 	daemon, err := json.MarshalIndent(map[string]any{
 		"runtimes": map[string]any{
-			"nemoclaw":        map[string]any{"path": filepath.Join(bin, "nemoclaw")},
-			"nemoclaw-deaf":   map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=deaf"}},
-			"nemoclaw-absent": map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=absent"}},
-			"nemoclaw-live":   map[string]any{"path": filepath.Join(bin, "nemoclaw"), "runtimeArgs": []string{"--policy=live"}},
+			"nemoclaw":        map[string]any{"path": nemoclaw},
+			"nemoclaw-deaf":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=deaf"}},
+			"nemoclaw-absent": map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=absent"}},
+			"nemoclaw-live":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=live"}},
 		},
 		"bip":           bridge + "/24",
 		"cgroup-parent": "/" + os.Getenv(cgroupEnv),
@@ -172,7 +184,7 @@ func startDocker(c cache) (*engine, error) {
 	}
 	home := filepath.Join(os.Getenv(scratchEnv), "home")
 	e := &engine{log: new(tail), ended: make(chan error, 1), env: []string{
-		"PATH=" + c.path(), "LD_LIBRARY_PATH=" + libraries, "XTABLES_LIBDIR=" + extensions, "HOME=" + home, "TMPDIR=" + os.Getenv(scratchEnv),
+		"PATH=" + installed() + ":" + c.path(), "LD_LIBRARY_PATH=" + libraries, "XTABLES_LIBDIR=" + extensions, "HOME=" + home, "TMPDIR=" + os.Getenv(scratchEnv),
 	}}
 	e.cmd = exec.Command(filepath.Join(c.engine(), "usr/sbin/dockerd"))
 	e.cmd.Env = e.env

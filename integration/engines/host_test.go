@@ -29,6 +29,9 @@ func runHost(c cache) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := install(scratch); err != nil {
+		return 0, errors.Join(fmt.Errorf("cannot install nemoclaw: %w", err), os.RemoveAll(scratch))
+	}
 	cgroup := "nemoclaw-engines-" + strconv.Itoa(os.Getpid())
 	before := gatewayCgroups()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -45,6 +48,16 @@ func runHost(c cache) (int, error) {
 	}
 	return code, errors.Join(err, sweep(cgroup, before), os.RemoveAll(scratch))
 }
+
+// install installs nemoclaw into the scratch directory, as a person would.
+func install(scratch string) error {
+	cmd := exec.Command("make", "-C", repository(), "install", "DESTDIR="+scratch, "PREFIX=/nemoclaw")
+	cmd.Env = append(os.Environ(), "MAKEFLAGS=")
+	return quietly(cmd)
+}
+
+// installed is where install has put the programs.
+func installed() string { return filepath.Join(os.Getenv(scratchEnv), "nemoclaw", "bin") }
 
 // sweep removes the cgroups of the host. A test that leaves a process there
 // fails: the kernel has ended them all by now, so that nothing holds them.

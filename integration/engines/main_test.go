@@ -28,11 +28,6 @@ func outside() int {
 	if os.Geteuid() != 0 {
 		return missing("engines take root")
 	}
-	for _, program := range []string{"nemoclaw", "nemoclaw-gateway", "nemoclawctl"} {
-		if _, err := os.Stat(filepath.Join(repository(), "bin", program)); err != nil {
-			return missing("make build has not been run: " + err.Error())
-		}
-	}
 	cache, err := fetch()
 	if err != nil {
 		return missing(err.Error())

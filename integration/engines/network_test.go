@@ -185,13 +185,38 @@ func TestNetworks(t *testing.T) {
 	t.Run("connect and disconnect while it runs", func(t *testing.T) {
 		box := started(t, "mover", "busybox", "sh", "-c", serve)
 		must(t, "network", "connect", "team", box)
-		if got := must(t, "run", "--rm", "--network=team", "busybox", "timeout", "5", "wget", "-qO-", "http://"+box+"/"); got != "a page" {
+		// The link is moved a moment later.
+		knock := "until wget -qO- http://" + box + "/; do sleep 0.1; done"
+		if got := must(t, "run", "--rm", "--network=team", "busybox", "timeout", "10", "sh", "-c", knock); got != "a page" {
 			t.Errorf("over the new network: %q", got)
 		}
-		must(t, "network", "disconnect", "team", box)
-		if got := must(t, "exec", box, "wget", "-qO-", "http://"+plain+"/hello"); got+"\n" != theirs {
-			t.Errorf("afterwards: %q", got)
+		fetch := func(until string) string {
+			return must(t, "exec", box, "timeout", "20", "sh", "-c", "until timeout 2 wget -qO- http://"+plain+"/hello 2>&1 | grep "+until+"; do sleep 0.1; done")
 		}
+		must(t, "network", "disconnect", "bridge", box)
+		if got := fetch("hello"); got+"\n" != theirs {
+			t.Errorf("by the second network alone: %q", got)
+		}
+		must(t, "network", "disconnect", "team", box)
+		fetch("403")
+		must(t, "network", "connect", "bridge", box)
+		if got := fetch("hello"); got+"\n" != theirs {
+			t.Errorf("plugged in again: %q", got)
+		}
+		if log := nemoclawctl(t, "log", id(t, box)); !strings.Contains(log, "no-uplink") {
+			t.Errorf("the log does not say that there was no way out:\n%s", log)
+		}
+	})
+	t.Run("user-defined: another container, where the policy lists its address", func(t *testing.T) {
+		write(t, "/etc/nemoclaw/policies/live.yaml", policy+"    - {cidr: 172.30.7.0/24, port: 80, allow_private: [172.30.7.0/24]}\n")
+		box := started(t, "colleague", "--network=team", "busybox", "sh", "-c", serve)
+		at := must(t, "inspect", "--format={{.NetworkSettings.Networks.team.IPAddress}}", box)
+		if got := must(t, "run", "--rm", "--runtime=nemoclaw-live", "--network=team", "busybox", "wget", "-qO-", "http://"+at+"/"); got != "a page" {
+			t.Errorf("said %q", got)
+		}
+	})
+	t.Run("a name of --add-host is the address's", func(t *testing.T) {
+		t.Log(docker(t, "run", "--rm", "--runtime=nemoclaw", "--add-host="+plain+":"+address(t, plain), "busybox", "wget", "-qO-", "http://"+plain+"/hello"))
 	})
 }
 
@@ -204,15 +229,6 @@ func greeter(t *testing.T, addr string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\n"+theirs)
-			c.Close()
-		}
-	}()
+	go greet(l)
 	return l.Addr().String()
 }

@@ -48,9 +48,9 @@ func TestGuardedVolumes(t *testing.T) {
 	for _, c := range []struct{ name, source, why string }{
 		{"docker's socket", "/run/docker.sock", "it is a socket"},
 		{"the host's files", "/etc", "it holds the host's own files"},
-		{"all of them", "/", "it holds the host's own files"},
+		{"all of them", "/", "nemoclaw keeps"},
 		{"keys", keys, ".ssh holds credentials"},
-		{"nemoclaw's state", "/run/nemoclaw", "nemoclaw keeps its state there"},
+		{"nemoclaw's state", "/run/nemoclaw", "nemoclaw keeps"},
 		{"docker's directory", "/var/lib/docker", "/var/lib/docker belongs to a container engine"},
 		{"a device", "/dev/null", "it is a device"},
 	} {
