@@ -98,35 +98,24 @@ func (r *record) rule() string { return filepath.Base(r.Rule.Name) }
 // mark has recorded look only at what is written from now on: before the
 // sandbox is there, at everything.
 func (s *stage) mark() error {
-	file, err := s.log()
+	text, err := s.lines()
 	if errors.Is(err, errNoLog) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	st, err := os.Stat(file)
-	if err != nil {
-		return err
-	}
-	s.marked = st.Size()
-	return nil
+	s.marked = len(text)
+	return err
 }
 
 // recorded returns the latest line since the mark on the host and port, or nil.
 // Decisions are in the log before the program learns of them, so there is
 // nothing to wait for.
 func (s *stage) recorded(verdict, host string, port uint16) (*record, error) {
-	file, err := s.log()
-	if err != nil {
-		return nil, err
-	}
-	b, err := os.ReadFile(file)
+	text, err := s.lines()
 	if err != nil {
 		return nil, err
 	}
 	var latest *record
-	for line := range bytes.Lines(b[s.marked:]) {
+	for line := range bytes.Lines(text[s.marked:]) {
 		r := new(record)
 		if err := json.Unmarshal(line, r); err != nil {
 			return nil, fmt.Errorf("the audit log has a line that is none: %w", err)
@@ -136,6 +125,17 @@ func (s *stage) recorded(verdict, host string, port uint16) (*record, error) {
 		}
 	}
 	return latest, nil
+}
+
+// lines returns the audit log up to the end of its last line: more may be in
+// the middle of being written.
+func (s *stage) lines() ([]byte, error) {
+	file, err := s.log()
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(file)
+	return b[:bytes.LastIndexByte(b, '\n')+1], err
 }
 
 var errNoLog = errors.New("there is no audit log")

@@ -44,9 +44,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	begin := time.Now()
 	p := newPage(stdout)
 	if err := show(ctx, p); err != nil {
-		if ctx.Err() != nil {
-			err = errors.New("it was interrupted")
-		}
 		fmt.Fprintf(stderr, "demo: cannot go on: %v\n", err)
 		return exitCannot
 	}
@@ -58,7 +55,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // show is the demo from its stage to the sweeping up.
-func show(ctx context.Context, p *page) (err error) {
+func show(ctx context.Context, p *page) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -72,7 +69,9 @@ func show(ctx context.Context, p *page) (err error) {
 		return errors.Join(err, s.close())
 	}
 	if s.box, err = s.start(); err == nil {
-		err = play(ctx, p, s)
+		if err = play(ctx, p, s); ctx.Err() != nil {
+			err = errors.New("it was interrupted")
+		}
 	}
 	if cerr := s.close(); cerr != nil || err != nil {
 		return errors.Join(err, cerr)

@@ -84,7 +84,7 @@ type line struct {
 func (p *page) add(l line) {
 	mark := p.paint(green, p.good)
 	p.lines++
-	if good := l.good && l.layer == l.want; !good {
+	if !l.good || l.layer != l.want {
 		mark = p.paint(red, p.bad)
 		p.deviations++
 	}
@@ -104,11 +104,9 @@ func (p *page) close(took time.Duration) {
 // printable keeps what the sandbox wrote to one line that moves no cursor.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
-		if unprintable(r) {
+		if r < ' ' || r > '~' {
 			return ' '
 		}
 		return r
 	}, text)
 }
-
-func unprintable(r rune) bool { return r < 0x20 || r >= 0x7f }

@@ -121,9 +121,9 @@ func (s *scene) network() error {
 	if err != nil {
 		return err
 	}
-	heard := s.lan.Load()
-	s.add(line{tried: "talk to " + neighbour + " on the LAN", want: byEgress, layer: ofRecord(r), good: !o.Did && heard == 0,
-		answer: fmt.Sprintf("%d, %s; the neighbour saw %d connections", o.Status, refusal(o).Reason, heard)})
+	packets := s.packets[world.Neighbour].Load()
+	s.add(line{tried: "talk to " + neighbour + " on the LAN", want: byEgress, layer: ofRecord(r), good: !o.Did && packets == 0,
+		answer: fmt.Sprintf("%d, %s; packets that reached it: %d", o.Status, refusal(o).Reason, packets)})
 	return nil
 }
 
@@ -140,10 +140,10 @@ func refusal(o attempt.Outcome) (r refused) {
 // egress is layer 4.
 func (s *scene) egress() error {
 	s.chapter("Egress. The policy lists " + allowed + ":443 and nothing else")
-	if err := s.passes(allowed, ""); err != nil {
+	if err := s.passes(allowed, byRule); err != nil {
 		return err
 	}
-	if err := s.isRefused("https://" + unlisted + "/"); err != nil {
+	if err := s.isRefused(unlisted); err != nil {
 		return err
 	}
 	r, err := s.recorded("refuse", unlisted, 443)
@@ -167,21 +167,25 @@ func (s *scene) egress() error {
 	s.add(line{tried: "GET http://" + unlisted + "/", want: byEgress, layer: ofRecord(r), good: o.Status == 403 && refusal(o).Hint != "",
 		answer: fmt.Sprintf("%d, %s; %s", o.Status, refusal(o).Reason, refusal(o).Hint)})
 
-	knocks, asked := s.knocks[unlisted].Load(), 0
+	packets, asked := s.packets[addresses[unlisted]].Load(), 0
 	for _, name := range s.world.Questions() {
 		if strings.HasSuffix(name, unlisted) {
 			asked++
 		}
 	}
-	s.add(line{tried: "what of that left the host", want: outside, layer: outside, good: knocks == 0 && asked == 0,
-		answer: fmt.Sprintf("%d connections, and %d DNS questions for the name", knocks, asked)})
-
+	s.add(line{tried: "what of that left the host", want: outside, layer: outside, good: packets == 0 && asked == 0,
+		answer: fmt.Sprintf("packets to the host: %d; DNS questions for its name: %d", packets, asked)})
 	return nil
 }
 
-// passes has the agent reach https://host/, and tells by what rule it did: by
-// want, unless that is empty.
-func (s *scene) passes(host, want string) error {
+// How the log names what allowed a connection.
+const (
+	byRule  = "policy.yaml:" // and the line
+	byGrant = "grant"        // of an operator
+)
+
+// passes has the agent reach https://host/, by what is allowed there.
+func (s *scene) passes(host, by string) error {
 	o, err := s.try(attempt.Get, "https://"+host+"/")
 	if err != nil {
 		return err
@@ -192,18 +196,17 @@ func (s *scene) passes(host, want string) error {
 	}
 	l := line{tried: "GET https://" + host + "/", want: byEgress, layer: ofRecord(r), answer: o.Text, good: o.Did && o.Text == "hello from "+host}
 	if r != nil && l.good {
-		l.good = want == "" || r.rule() == want
+		l.good = strings.HasPrefix(r.rule(), by)
 		l.answer = fmt.Sprintf("%d \"%s\", allowed by %s", o.Status, o.Text, r.rule())
 	}
 	s.add(l)
 	return nil
 }
 
-// isRefused has the agent fail to reach the https URL of a host, with an alert
-// that says why.
-func (s *scene) isRefused(url string) error {
-	host := strings.Trim(strings.TrimPrefix(url, "https:"), "/")
-	o, err := s.try(attempt.Get, url)
+// isRefused has the agent fail to reach https://host/, with an alert that says
+// why.
+func (s *scene) isRefused(host string) error {
+	o, err := s.try(attempt.Get, "https://"+host+"/")
 	if err != nil {
 		return err
 	}
@@ -211,7 +214,7 @@ func (s *scene) isRefused(url string) error {
 	if err != nil {
 		return err
 	}
-	s.add(line{tried: "GET " + url, want: byEgress, layer: ofRecord(r), good: strings.Contains(o.Text, "tls: access denied"),
+	s.add(line{tried: "GET https://" + host + "/", want: byEgress, layer: ofRecord(r), good: strings.Contains(o.Text, "tls: access denied"),
 		answer: fmt.Sprintf("%s, after %d ms", o.Text, o.Took)})
 	return nil
 }
@@ -245,20 +248,20 @@ func (s *scene) decision() error {
 	if out, err := s.ctl("approve", s.id, unlisted+":443").CombinedOutput(); err != nil {
 		return fmt.Errorf("nemoclawctl approve: %s", bytes.TrimSpace(out))
 	}
-	return s.passes(unlisted, "grant")
+	return s.passes(unlisted, byGrant)
 }
 
 // reload is a rule that is saved.
 func (s *scene) reload() error {
 	s.chapter("The policy file is edited, while the agent runs")
-	if err := s.isRefused("https://" + saved + "/"); err != nil {
+	if err := s.isRefused(saved); err != nil {
 		return err
 	}
 	s.does("policy.yaml is saved with a rule for " + saved)
 	if err := s.save(saved); err != nil {
 		return err
 	}
-	return s.passes(saved, "")
+	return s.passes(saved, byRule)
 }
 
 // save saves the policy and waits until it is in force.
@@ -305,7 +308,7 @@ func (s *scene) revocation() error {
 		l.answer += "; the audit log says " + r.Unmapped.Verdict + ", " + r.Unmapped.Reason
 	}
 	s.add(l)
-	return s.isRefused("https://" + saved + "/")
+	return s.isRefused(saved)
 }
 
 // log is what remains: the record, which nobody can change unnoticed.

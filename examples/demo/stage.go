@@ -49,16 +49,15 @@ type stage struct {
 	dir     string
 	id      string // of the container
 	world   *world.World
-	knocks  map[string]*atomic.Int64 // connections that each host accepted
-	lan     atomic.Int64             // those of the neighbour
-	running *exec.Cmd                // nemoclaw run
+	packets map[netip.Addr]*atomic.Int64 // those that arrived from the uplink, by destination
+	running *exec.Cmd                    // nemoclaw run
 	box     *box
-	marked  int64 // offset in the audit log, see mark
+	marked  int // bytes of the audit log, see mark
 }
 
 // newStage returns what it has made also with an error; close takes it away.
 func newStage(bin string) (*stage, error) {
-	s := &stage{bin: bin, id: fmt.Sprintf("demo-%d", os.Getpid()), knocks: map[string]*atomic.Int64{}}
+	s := &stage{bin: bin, id: fmt.Sprintf("demo-%d", os.Getpid()), packets: map[netip.Addr]*atomic.Int64{}}
 	var err error
 	if s.dir, err = os.MkdirTemp("", "nemoclaw-demo-"); err != nil {
 		return s, err
@@ -66,12 +65,15 @@ func newStage(bin string) (*stage, error) {
 	if s.world, err = world.New(); err != nil {
 		return s, err
 	}
+	if err := s.count(addresses[unlisted], world.Neighbour); err != nil {
+		return s, err
+	}
 	for host, addr := range addresses {
 		if err := s.serve(host, addr); err != nil {
 			return s, err
 		}
 	}
-	if err := s.world.ServeAddr(world.Neighbour, 80, func(net.Conn) { s.lan.Add(1) }); err != nil {
+	if err := s.world.ServeAddr(world.Neighbour, 80, func(c net.Conn) { io.WriteString(c, "HTTP/1.0 200 OK\r\n\r\nhello from the LAN\n") }); err != nil {
 		return s, err
 	}
 	if err := s.makeRoot(); err != nil {
@@ -84,6 +86,22 @@ func newStage(bin string) (*stage, error) {
 		return s, err
 	}
 	return s, s.writeSpec()
+}
+
+// count counts the packets that arrive for these addresses from now on.
+func (s *stage) count(addrs ...netip.Addr) error {
+	for _, a := range addrs {
+		s.packets[a] = new(atomic.Int64)
+	}
+	return s.world.Capture(func(packet []byte) {
+		const destination, header = 16, 20 // in a packet of IPv4: RFC 791, 3.1
+		if len(packet) < header || packet[0]>>4 != 4 {
+			return
+		}
+		if n := s.packets[netip.AddrFrom4([4]byte(packet[destination:header]))]; n != nil {
+			n.Add(1)
+		}
+	})
 }
 
 // serve answers https://host/ with a greeting, and https://host/stream with one
@@ -100,8 +118,6 @@ func (s *stage) serve(host string, addr netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	knocks := new(atomic.Int64)
-	s.knocks[host] = knocks
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "hello from %s\n", host) })
 	mux.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
@@ -113,11 +129,6 @@ func (s *stage) serve(host string, addr netip.Addr) error {
 		Handler:   mux,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
 		ErrorLog:  log.New(io.Discard, "", 0), // of connections that the gateway cut
-		ConnState: func(_ net.Conn, state http.ConnState) {
-			if state == http.StateNew {
-				knocks.Add(1)
-			}
-		},
 	}
 	go server.ServeTLS(l, "", "") // until the world's end closes l
 	return nil
