@@ -29,6 +29,10 @@ const (
 	// maxQuestions is the length of the queue.
 	maxQuestions = 256
 	maxArgCount  = 32
+	// fresh is how long what was read of a process, its ancestors and its
+	// command line stands for it, unless it executes another program: programs
+	// open connections in bursts, and reading it all is half of their cost.
+	fresh = 100 * time.Millisecond
 )
 
 // question is a Who and when it came.
@@ -58,8 +62,17 @@ type owners struct {
 	mu    sync.Mutex
 	diag  int    // a NETLINK_SOCK_DIAG socket that was opened in the namespace
 	inner string // the namespace, as /proc/PID/ns/net reads
-	last  int    // the process found last: it asks again, as a rule
 	seq   uint32
+	last  known // it asks again, as a rule
+}
+
+// known is the process that was found last.
+type known struct {
+	pid     int
+	fd      int // the connection's number in it
+	stat    stat
+	at      time.Time // when process was read
+	process *control.Process
 }
 
 // newOwners opens the socket; sockets stay in the namespace of the thread that
@@ -116,19 +129,41 @@ func (o *owners) find(src, dst netip.AddrPort) *control.Process {
 		return nil
 	}
 	link := fmt.Appendf(nil, "socket:[%d]", sock.inode)
-	if o.last != 0 && o.inside(o.last) && holds(o.last, link, deadline) {
-		return o.describe(o.last, sock.uid)
+	if o.heldByLast(link, deadline) {
+		return o.describe(o.last.pid, sock.uid)
 	}
 	for _, pid := range pids() {
 		if time.Now().After(deadline) {
 			return nil
 		}
-		if pid != o.last && o.inside(pid) && holds(pid, link, deadline) {
-			o.last = pid
+		if pid == o.last.pid || !o.inside(pid) {
+			continue
+		}
+		if fd, ok := holds(pid, link, deadline); ok {
+			o.last = known{pid: pid, fd: fd}
 			return o.describe(pid, sock.uid)
 		}
 	}
 	return nil
+}
+
+// heldByLast reports whether the process found last has this connection too:
+// under the number of its last one, if it has closed that, or under the next.
+func (o *owners) heldByLast(link []byte, deadline time.Time) bool {
+	if o.last.pid == 0 {
+		return false
+	}
+	for fd := o.last.fd; fd <= o.last.fd+1; fd++ {
+		if isLink(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/fd/%d", o.last.pid, fd), link) {
+			o.last.fd = fd
+			return true
+		}
+	}
+	fd, ok := holds(o.last.pid, link, deadline)
+	if ok {
+		o.last.fd = fd
+	}
+	return ok
 }
 
 // socket is what the kernel knows of one.
@@ -228,37 +263,59 @@ func (o *owners) inside(pid int) bool {
 	return err == nil && ns == o.inner
 }
 
-// holds reports whether a process has the descriptor that reads as link.
-func holds(pid int, link []byte, deadline time.Time) bool {
+// holds looks for the descriptor that reads as link among those of a process.
+func holds(pid int, link []byte, deadline time.Time) (fd int, ok bool) {
 	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/fd")
 	if err != nil {
-		return false
+		return 0, false
 	}
 	defer dir.Close()
-	var buf [64]byte
+	at := int(dir.Fd())
 	for !time.Now().After(deadline) {
 		names, err := dir.Readdirnames(64)
 		for _, name := range names {
-			n, err := unix.Readlinkat(int(dir.Fd()), name, buf[:])
-			if err == nil && bytes.Equal(buf[:n], link) {
-				return true
+			if isLink(at, name, link) {
+				fd, err := strconv.Atoi(name)
+				return fd, err == nil
 			}
 		}
 		if err != nil {
-			return false
+			return 0, false
 		}
 	}
-	return false
+	return 0, false
 }
 
-// describe reads what the log says of a process, or nil if it has ended and
-// its number is another's.
+// isLink reports whether the symbolic link name in the directory at reads as
+// link.
+func isLink(at int, name string, link []byte) bool {
+	var buf [64]byte
+	n, err := unix.Readlinkat(at, name, buf[:])
+	return err == nil && bytes.Equal(buf[:n], link)
+}
+
+// describe reads what the log says of the process found last, or nil if it has
+// ended and its number is another's.
 func (o *owners) describe(pid int, uid uint32) *control.Process {
 	st, err := readStat(pid)
 	if err != nil {
 		return nil
 	}
-	p := &control.Process{PID: pid, Name: st.name, UID: uid, Exe: exe(pid), Args: args(pid)}
+	if st != o.last.stat || time.Since(o.last.at) > fresh {
+		p := o.read(pid, st)
+		if again, err := readStat(pid); err != nil || again.start != st.start {
+			return nil
+		}
+		o.last.stat, o.last.at, o.last.process = st, time.Now(), p
+	}
+	p := *o.last.process
+	p.UID = uid
+	return &p
+}
+
+// read reads what is known of a process by itself.
+func (o *owners) read(pid int, st stat) *control.Process {
+	p := &control.Process{PID: pid, Name: st.name, Exe: exe(pid), Args: args(pid)}
 	for kin := st.ppid; kin > 0 && len(p.Ancestors) < maxKin && o.inside(kin); {
 		p.Ancestors = append(p.Ancestors, exe(kin))
 		parent, err := readStat(kin)
@@ -266,9 +323,6 @@ func (o *owners) describe(pid int, uid uint32) *control.Process {
 			break
 		}
 		kin = parent.ppid
-	}
-	if again, err := readStat(pid); err != nil || again.start != st.start {
-		return nil
 	}
 	return p
 }

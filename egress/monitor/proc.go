@@ -12,6 +12,7 @@ type stat struct {
 	name  string
 	ppid  int
 	start uint64 // field 22, clock ticks since boot: tells a reused pid
+	args  uint64 // field 48, where its arguments lie: execve(2) moves them, at random
 }
 
 func readStat(pid int) (stat, error) {
@@ -41,5 +42,9 @@ func parseStat(b []byte) (stat, error) {
 	if err != nil {
 		return stat{}, fmt.Errorf("cannot understand a process's stat: %w", err)
 	}
-	return stat{name: string(b[open+1 : shut]), ppid: ppid, start: start}, nil
+	st := stat{name: string(b[open+1 : shut]), ppid: ppid, start: start}
+	if len(fields) > 45 {
+		st.args, _ = strconv.ParseUint(string(fields[45]), 10, 64) // 0: not for us to know
+	}
+	return st, nil
 }

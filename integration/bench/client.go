@@ -226,7 +226,7 @@ func greet(addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	word := []byte("hello\n")
+	word := []byte("is anybody there?\n")
 	if _, err = conn.Write(word); err == nil {
 		_, err = io.ReadFull(conn, word)
 	}
