@@ -218,6 +218,7 @@ func (s *stage) writeSpec() error {
 	for key, values := range map[string]map[string]any{
 		"process": {"terminal": false, "args": []string{"/usr/bin/agent"}, "cwd": "/sandbox"},
 		"root":    {"readonly": false},
+		"linux":   {"cgroupsPath": "/" + s.id},
 	} {
 		part, ok := spec[key].(map[string]any)
 		if !ok {
