@@ -1,6 +1,7 @@
 package engines
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -203,18 +204,39 @@ func TestTwoAtOnce(t *testing.T) {
 	}
 }
 
-// docker run --privileged gives nothing away.
-func TestPrivilegedIsCut(t *testing.T) {
+// What docker run can give away, nemoclaw does not pass on.
+func TestOptionsThatGiveTheHostAway(t *testing.T) {
 	docker(t, "version")
-	got := must(t, "run", "--rm", "--privileged", "--runtime=nemoclaw", "busybox", "sh", "-c",
-		`grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp|Seccomp_filters):' /proc/self/status; mount -t tmpfs x /tmp 2>/dev/null || echo mount refused; echo x 2>/dev/null > /proc/sysrq-trigger || echo kernel refused`)
-	want := "CapBnd:\t00000000a00005fb\nCapEff:\t00000000a00005fb\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t2\nmount refused\nkernel refused"
-	lines := strings.Split(got, "\n")
-	slices.Sort(lines)
-	wanted := strings.Split(want, "\n")
-	slices.Sort(wanted)
-	if !slices.Equal(lines, wanted) {
-		t.Errorf("said %q", got)
+	const status = `grep -E '^(CapEff|CapBnd|NoNewPrivs|Seccomp_filters):' /proc/self/status`
+	const tight = "CapEff:\t00000000a00005fb\nCapBnd:\t00000000a00005fb\nNoNewPrivs:\t1\nSeccomp_filters:\t2"
+	for _, c := range []struct {
+		name   string
+		flags  string
+		script string
+		says   string
+	}{
+		{"--privileged: capabilities, system calls", "--privileged", status, tight},
+		{"--privileged: mounts", "--privileged", "mount -t tmpfs x /tmp 2>/dev/null || echo refused", "refused"},
+		{"--privileged: the kernel's switches", "--privileged", "echo x 2>/dev/null > /proc/sysrq-trigger || echo refused", "refused"},
+		{"--privileged: devices", "--privileged", "for d in /dev/vda /dev/sda /dev/kmsg /dev/mem; do head -c1 $d 2>/dev/null; done; echo", ""},
+		{"--cap-add", "--cap-add=SYS_ADMIN --cap-add=NET_ADMIN --cap-add=NET_RAW", status, tight},
+		{"--cap-drop", "--cap-drop=ALL", status, strings.ReplaceAll(tight, "a00005fb", "00000000")},
+		{"seccomp=unconfined", "--security-opt=seccomp=unconfined", status, tight},
+		{"--pid=host: signals", "--pid=host", fmt.Sprintf("kill -0 %d 2>/dev/null || echo refused", os.Getpid()), "refused"},
+		{"--pid=host: other programs' files", "--pid=host", fmt.Sprintf("ls /proc/%d/root/ >/dev/null 2>&1 || echo refused", os.Getpid()), "refused"},
+		{"--ipc=host", "--ipc=host", "echo runs", "runs"},
+		{"--uts=host", "--uts=host", "hostname other 2>/dev/null || echo refused", "refused"},
+		{"--cgroupns=private", "--cgroupns=private", "echo runs", "runs"},
+		{"--device", "--device=/dev/fuse", "head -c1 /dev/fuse 2>&1", "head: /dev/fuse: Permission denied"},
+		{"--sysctl", "--sysctl=net.ipv4.ip_forward=1", "wget -qO- http://" + unlisted + "/hello 2>&1", "wget: server returned error: HTTP/1.1 403 Forbidden"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append([]string{"run", "--rm", "--runtime=nemoclaw"}, strings.Fields(c.flags)...)
+			s := docker(t, append(args, "busybox", "sh", "-c", c.script)...)
+			if got := strings.TrimSuffix(s.out, "\n"); got != c.says {
+				t.Errorf("%v\nwant %q", s, c.says)
+			}
+		})
 	}
 }
 
