@@ -159,7 +159,11 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	n.process.Init = true
 	program := n.spec.Process.Args
 	if !n.chosen.Unconfined {
-		if n.seal, err = newSeal(n.host.LandlockABI, nil); err != nil {
+		ruleset, err := newRuleset(n.host.LandlockABI, n.scopes())
+		if err != nil {
+			return nil, err
+		}
+		if n.seal, err = newSeal(n.host.LandlockABI, ruleset); err != nil {
 			return nil, err
 		}
 		defer n.seal.Close()
@@ -222,11 +226,22 @@ func (n *newborn) edit(r *Runtime) (err error) {
 	if n.chosen.Landlock.BestEffort && n.host.LandlockABI < landlock.MinABI {
 		n.notes = append(n.notes, fmt.Sprintf("landlock: best effort: this kernel has ABI %d, files can be emptied by truncate(2)", n.host.LandlockABI))
 	}
+	if n.scopes() != 0 {
+		n.notes = append(n.notes, "landlock: the pid namespace is shared, signals reach only the program's own children")
+	}
 	for _, c := range n.chosen.Seccomp.Allow {
 		n.notes = append(n.notes, fmt.Sprintf("seccomp: the policy allows %s", c.Name))
 	}
 	n.filter, err = seccomp.Compile(denials)
 	return err
+}
+
+// scopes keeps signals inside where the pid namespace does not.
+func (n *newborn) scopes() uint64 {
+	if !specs.SharesProcesses(n.spec) || n.host.LandlockABI < landlock.ScopeABI {
+		return 0
+	}
+	return landlock.ScopeSignal
 }
 
 // refused puts every reason on a line of its own, with the hints behind them.

@@ -96,8 +96,7 @@ func TestGrant(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := image(t, test.image...)
-			s, err := newSeal(abi, nil)
-			check(t, err)
+			s := emptySeal(t, abi)
 			defer s.Close()
 			granted, notes, err := s.grant(root, test.rules)
 			if test.fault != "" {

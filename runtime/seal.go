@@ -42,7 +42,17 @@ type seal struct {
 	canary  *os.File // a directory that no rule can cover
 }
 
-// newSeal makes the descriptors. ruleset is nil for a new one.
+// newRuleset makes an empty ruleset. scopes may be 0 or landlock.ScopeSignal,
+// which needs ABI 6.
+func newRuleset(abi int, scopes uint64) (*os.File, error) {
+	fd, err := ll.LandlockCreateRuleset(&ll.RulesetAttr{HandledAccessFS: uint64(landlock.Handled(abi)), Scoped: scopes}, 0)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a Landlock ruleset: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "landlock-ruleset"), nil
+}
+
+// newSeal makes the descriptors beside the ruleset, which it takes over.
 func newSeal(abi int, ruleset *os.File) (_ *seal, err error) {
 	s := &seal{abi: abi, ruleset: ruleset}
 	defer func() {
@@ -55,13 +65,6 @@ func newSeal(abi int, ruleset *os.File) (_ *seal, err error) {
 	}
 	if s.plan, err = memfd("nemoclaw-plan", mfdNoExec, 0); err != nil {
 		return nil, fmt.Errorf("cannot prepare the launcher's plan: %w", err)
-	}
-	if s.ruleset == nil {
-		fd, err := ll.LandlockCreateRuleset(&ll.RulesetAttr{HandledAccessFS: uint64(landlock.Handled(abi))}, 0)
-		if err != nil {
-			return nil, fmt.Errorf("cannot make a Landlock ruleset: %w", err)
-		}
-		s.ruleset = os.NewFile(uintptr(fd), "landlock-ruleset")
 	}
 	if s.canary, err = newCanary(); err != nil {
 		return nil, fmt.Errorf("cannot make the launcher's canary: %w", err)

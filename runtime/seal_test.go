@@ -15,6 +15,16 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
+// emptySeal is a seal whose ruleset grants nothing yet.
+func emptySeal(t *testing.T, abi int) *seal {
+	t.Helper()
+	ruleset, err := newRuleset(abi, 0)
+	check(t, err)
+	s, err := newSeal(abi, ruleset)
+	check(t, err)
+	return s
+}
+
 // launch runs the launcher, outside of any container, with what spoil made of
 // its descriptors.
 func launch(t *testing.T, spoil func(*seal), finish bool, program ...string) (stdout, stderr string, code int) {
@@ -24,8 +34,7 @@ func launch(t *testing.T, spoil func(*seal), finish bool, program ...string) (st
 	if abi < landlock.MinABI {
 		t.Skipf("Landlock ABI %d", abi)
 	}
-	s, err := newSeal(abi, nil)
-	check(t, err)
+	s := emptySeal(t, abi)
 	defer s.Close()
 	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	check(t, err)
@@ -95,8 +104,7 @@ func TestSealed(t *testing.T) {
 	if abi == 0 {
 		t.Skip("no Landlock")
 	}
-	s, err := newSeal(abi, nil)
-	check(t, err)
+	s := emptySeal(t, abi)
 	defer s.Close()
 	check(t, s.finish("/bin/true", []unix.SockFilter{{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}}))
 	for name, f := range map[string]*os.File{"plan": s.plan, "launcher": s.exe} {

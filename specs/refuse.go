@@ -43,6 +43,10 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.NetworkNamespace }) {
 		faults = append(faults, HostNetwork)
 	}
+	if SharesProcesses(spec) && host.LandlockABI < landlock.ScopeABI && !p.Landlock.BestEffort {
+		fault("leave out --pid",
+			"processes: the container shares a pid namespace, and this kernel (before Linux %s) cannot keep its signals from the others there", landlock.Kernel(landlock.ScopeABI))
+	}
 	if !slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return m.Type == "proc" && path.Clean(m.Destination) == "/proc" }) {
 		fault("add the usual proc mount to the spec", "mounts: there is no proc mount at /proc, so the image could supply the launcher")
 	}
@@ -62,6 +66,12 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// SharesProcesses reports whether the container has no pid namespace of its
+// own, as with docker run --pid: there it could send signals to strangers.
+func SharesProcesses(spec *oci.Spec) bool {
+	return !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.PIDNamespace && n.Path == "" })
 }
 
 // HostNetwork refuses a container that is to live in the host's network: its

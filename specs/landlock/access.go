@@ -112,6 +112,14 @@ var abis = []struct {
 // before ABI 3 a read-only file can be emptied with truncate(2).
 const MinABI = 3
 
+// ScopeSignal keeps signals within the domain: a program reaches its own
+// descendants, and neither strangers nor those of another exec. It is for
+// sandboxes that share a pid namespace (LANDLOCK_SCOPE_SIGNAL, ABI 6).
+const (
+	ScopeSignal = 1 << 1
+	ScopeABI    = 6
+)
+
 // Handled returns every right that the kernel's ABI can restrict; a newer ABI
 // than the table knows restricts what the table knows.
 func Handled(abi int) Access {
