@@ -3,7 +3,6 @@ package monitor
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -265,22 +264,24 @@ func (o *owners) inside(pid int) bool {
 
 // holds looks for the descriptor that reads as link among those of a process.
 func holds(pid int, link []byte, deadline time.Time) (fd int, ok bool) {
-	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/fd")
+	dir, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, false
 	}
-	defer dir.Close()
-	at := int(dir.Fd())
+	defer unix.Close(dir)
+	buf := make([]byte, 4096)
+	var names []string
 	for !time.Now().After(deadline) {
-		names, err := dir.Readdirnames(64)
+		n, err := unix.ReadDirent(dir, buf)
+		if err != nil || n <= 0 {
+			return 0, false
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
 		for _, name := range names {
-			if isLink(at, name, link) {
+			if isLink(dir, name, link) {
 				fd, err := strconv.Atoi(name)
 				return fd, err == nil
 			}
-		}
-		if err != nil {
-			return 0, false
 		}
 	}
 	return 0, false
@@ -334,17 +335,11 @@ func exe(pid int) string {
 
 // args reads the command line, which is the program's own claim.
 func args(pid int) []string {
-	f, err := os.Open(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
-	if err != nil {
+	b, err := readProc("/proc/"+strconv.Itoa(pid)+"/cmdline", make([]byte, maxArgs))
+	if err != nil || len(b) == 0 {
 		return nil
 	}
-	defer f.Close()
-	b := make([]byte, maxArgs)
-	n, err := io.ReadFull(f, b)
-	if n == 0 || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil
-	}
-	b = bytes.TrimRight(b[:n], "\x00")
+	b = bytes.TrimRight(b, "\x00")
 	var list []string
 	for arg := range bytes.SplitSeq(b, []byte{0}) {
 		if len(list) == maxArgCount {

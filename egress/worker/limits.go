@@ -64,6 +64,8 @@ const (
 	maxFolds = 1024
 	// maxBatch is the size of one message of records, estimated, in bytes.
 	maxBatch = 128 << 10
+	// noteDelay is how long a record that nobody waits for may wait for company.
+	noteDelay = 5 * time.Millisecond
 	// maxDetail is the length of a record's detail in bytes; the rest is cut.
 	maxDetail = 256
 

@@ -27,6 +27,7 @@ type recorder struct {
 	urgent []pending // refusals wait behind them, so that a flood starves nobody
 	others []pending
 	sent   []pending // on their way, numbered up to n
+	due    bool      // what nobody waits for is to be sent soon
 	folds  folds
 }
 
@@ -45,9 +46,22 @@ func (r *recorder) write(rec control.Record) error {
 	return r.await(rec, &r.urgent)
 }
 
-// note has the record written some time.
+// note has the record written soon: with the next that somebody waits for, or
+// after noteDelay.
 func (r *recorder) note(rec control.Record) {
-	r.add(pending{record: rec}, &r.urgent)
+	r.mu.Lock()
+	r.urgent = append(r.urgent, shortened(pending{record: rec}))
+	due := r.due
+	r.due = true
+	r.mu.Unlock()
+	if !due {
+		time.AfterFunc(noteDelay, func() {
+			r.mu.Lock()
+			r.due = false
+			r.mu.Unlock()
+			r.poke()
+		})
+	}
 }
 
 // refuse has a refusal written: at once, or as one of many.
@@ -77,16 +91,20 @@ func (r *recorder) await(rec control.Record, queue *[]pending) error {
 }
 
 func (r *recorder) add(p pending, queue *[]pending) {
-	if len(p.record.Detail) > maxDetail {
-		p.record.Detail = p.record.Detail[:maxDetail]
-	}
 	r.mu.Lock()
-	*queue = append(*queue, p)
+	*queue = append(*queue, shortened(p))
 	idle := len(r.sent) == 0
 	r.mu.Unlock()
 	if idle {
 		r.poke()
 	}
+}
+
+func shortened(p pending) pending {
+	if len(p.record.Detail) > maxDetail {
+		p.record.Detail = p.record.Detail[:maxDetail]
+	}
+	return p
 }
 
 func (r *recorder) poke() {
