@@ -46,7 +46,7 @@ func verify(c *cli.Context) error {
 			fmt.Fprintf(w, "%s:%d: %s\n", cell(file), f.Line, cell(f.Msg))
 		}
 		if len(rep.Faults) == 0 {
-			fmt.Fprintf(w, "%s: %d lines of %d sandboxes, as they were written\n", cell(file), rep.Lines, rep.Segments)
+			fmt.Fprintf(w, "%s: %d lines in %d segments, as they were written\n", cell(file), rep.Lines, rep.Segments)
 		}
 	}
 	if err == nil && len(rep.Faults) > 0 {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +19,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+	"nemoclaw/specs/settings"
 )
 
 var logCommand = &cli.Command{
@@ -29,7 +32,7 @@ var logCommand = &cli.Command{
 		if err := wants(c, 1, 1); err != nil {
 			return err
 		}
-		s, err := find(c.Args().First())
+		s, running, err := findLog(c.Args().First())
 		if err != nil {
 			return err
 		}
@@ -37,13 +40,34 @@ var logCommand = &cli.Command{
 		if c.Bool("json") {
 			show = showRaw
 		}
-		if !c.Bool("follow") {
+		if !c.Bool("follow") || !running {
 			return s.readLog(func(line []byte) error { return show(c.App.Writer, line) })
 		}
 		ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		return s.followLog(ctx, func(line []byte) error { return show(c.App.Writer, line) })
 	},
+}
+
+// findLog is find, also for a sandbox that has ended: its log stays. running
+// says whether there may be more to come.
+func findLog(id string) (s *sandbox, running bool, err error) {
+	s, err = find(id)
+	if err == nil {
+		return s, true, nil
+	}
+	set, serr := settings.Load()
+	if serr != nil || id == "" || strings.ContainsAny(id, "/*?[\\") {
+		return nil, false, err
+	}
+	logs, gerr := filepath.Glob(filepath.Join(set.LogDir, id+"*.jsonl"))
+	if gerr != nil || len(logs) == 0 {
+		return nil, false, err
+	}
+	if len(logs) > 1 {
+		return nil, false, fmt.Errorf("cannot choose the log of sandbox %q: %d logs match", id, len(logs))
+	}
+	return &sandbox{"", &control.Sandbox{ID: id, AuditLog: logs[0]}, set}, false, nil
 }
 
 // readLog passes on the lines of this sandbox. The file may hold others of the
@@ -92,20 +116,19 @@ func (s *sandbox) followLog(ctx context.Context, line func([]byte) error) error 
 	return nil
 }
 
+// eachLine passes on whole lines: what has no end yet is being written.
 func eachLine(r io.Reader, line func([]byte) error) error {
 	br := bufio.NewReaderSize(r, 64<<10)
 	for {
 		text, err := br.ReadBytes('\n')
-		if len(text) > 0 {
-			if err := line(text); err != nil {
-				return err
-			}
-		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("cannot read the audit log: %w", err)
+		}
+		if err := line(text); err != nil {
+			return err
 		}
 	}
 }
