@@ -61,6 +61,11 @@ func writeAccess(name string) landlock.Access {
 	return landlock.ReadWrite
 }
 
+// engineFiles are mounted by engines for the program to read, and may be
+// written as far as they are concerned. But the next create reads the name
+// servers there: a program must not choose them.
+var engineFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}
+
 // volumes grants bind and tmpfs mounts as they are mounted. What the engine
 // mounts below /proc, /sys and /dev is covered by the lists or not at all.
 func volumes(spec *oci.Spec, host Host) []landlock.Rule {
@@ -77,7 +82,7 @@ func volumes(spec *oci.Spec, host Host) []landlock.Rule {
 		rules = append(rules, landlock.Rule{Path: dest, Access: access, Mount: true, Why: what})
 	}
 	for _, v := range host.Volumes {
-		add(v.Destination, v.ReadOnly, "volume "+v.Source)
+		add(v.Destination, v.ReadOnly || slices.Contains(engineFiles, path.Clean(v.Destination)), "volume "+v.Source)
 	}
 	for _, m := range spec.Mounts {
 		if m.Type == "tmpfs" {
