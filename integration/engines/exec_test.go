@@ -20,6 +20,7 @@ func TestExec(t *testing.T) {
 		{"layer 1", []string{box, "cat", "/root/secret"}, "Permission denied", 1},
 		{"layer 1, privileged", []string{"--privileged", box, "cat", "/root/secret"}, "Permission denied", 1},
 		{"layer 1, working there", []string{"--workdir=/root", box, "cat", "secret"}, "Permission denied", 1},
+		{"its name servers are the engine's choice", []string{box, "sh", "-c", "echo nameserver 203.0.113.66 > /etc/resolv.conf"}, "Permission denied", 1},
 		{"layer 2", []string{box, "grep", "-E", "^(NoNewPrivs|Seccomp_filters)", "/proc/self/status"}, "NoNewPrivs:\t1\nSeccomp_filters:\t2\n", 0},
 		{"layer 2, privileged", []string{"--privileged", box, "grep", "-E", "^(NoNewPrivs|Seccomp_filters)", "/proc/self/status"}, "NoNewPrivs:\t1\nSeccomp_filters:\t2\n", 0},
 		{"capabilities, privileged", []string{"--privileged", box, "grep", "CapEff", "/proc/self/status"}, "CapEff:\t00000000a00005fb\n", 0},
