@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,17 +23,26 @@ const (
 	cgroupEnv  = "NEMOCLAW_ENGINES_CGROUP"  // parent of every container's, below each hierarchy
 )
 
+// Every host's cgroups and scratch directory are named for its process.
+const (
+	cgroupPrefix  = "nemoclaw-engines-"
+	scratchPrefix = ".host-"
+)
+
 // runHost runs the tests in a host of their own and returns their exit code.
 // The kernel ends everything in that host with its init, and its init with us.
 func runHost(c cache) (int, error) {
-	scratch, err := os.MkdirTemp(string(c), ".host-*")
-	if err != nil {
+	if err := sweepDead(c); err != nil {
+		return 0, err
+	}
+	self := strconv.Itoa(os.Getpid())
+	scratch, cgroup := filepath.Join(string(c), scratchPrefix+self), cgroupPrefix+self
+	if err := os.Mkdir(scratch, 0o755); err != nil {
 		return 0, err
 	}
 	if err := install(scratch); err != nil {
 		return 0, errors.Join(fmt.Errorf("cannot install nemoclaw: %w", err), os.RemoveAll(scratch))
 	}
-	cgroup := "nemoclaw-engines-" + strconv.Itoa(os.Getpid())
 	before := gatewayCgroups()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
@@ -41,12 +51,51 @@ func runHost(c cache) (int, error) {
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	err = cmd.Run()
+	err := onOneThread(cmd.Run)
 	code := cmd.ProcessState.ExitCode()
 	if _, ok := errors.AsType[*exec.ExitError](err); ok {
 		err = nil
 	}
-	return code, errors.Join(err, sweep(cgroup, before), os.RemoveAll(scratch))
+	for dir := range gatewayCgroups() { // of monitors that were killed with the host
+		if !before[dir] && isEmptyCgroup(dir) {
+			err = errors.Join(err, removeTree(dir))
+		}
+	}
+	return code, errors.Join(err, sweep(c, self))
+}
+
+// onOneThread keeps to one thread, since a parent's death signal is that of
+// the thread that started the child (prctl(2), PR_SET_PDEATHSIG).
+func onOneThread(f func() error) error {
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	return f()
+}
+
+// sweepDead removes what a run before this one left that was killed.
+func sweepDead(c cache) error {
+	var errs []error
+	dirs, _ := filepath.Glob(filepath.Join(string(c), scratchPrefix+"*"))
+	for _, dir := range dirs {
+		pid := strings.TrimPrefix(filepath.Base(dir), scratchPrefix)
+		if _, err := os.Stat("/proc/" + pid); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, sweep(c, pid))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweep removes the cgroups and the scratch directory of a host whose processes
+// have ended.
+func sweep(c cache, pid string) error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		dirs, _ := filepath.Glob(pattern + cgroupPrefix + pid)
+		for _, dir := range dirs {
+			errs = append(errs, removeTree(dir))
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(filepath.Join(string(c), scratchPrefix+pid)))...)
 }
 
 // install installs nemoclaw into the scratch directory, as a person would.
@@ -58,23 +107,6 @@ func install(scratch string) error {
 
 // installed is where install has put the programs.
 func installed() string { return filepath.Join(os.Getenv(scratchEnv), "nemoclaw", "bin") }
-
-// sweep removes the cgroups of the host. A test that leaves a process there
-// fails: the kernel has ended them all by now, so that nothing holds them.
-func sweep(cgroup string, gatewaysBefore map[string]bool) error {
-	var errs []error
-	parents, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroup)
-	more, _ := filepath.Glob("/sys/fs/cgroup/" + cgroup)
-	for _, dir := range append(parents, more...) {
-		errs = append(errs, removeTree(dir))
-	}
-	for dir := range gatewayCgroups() {
-		if !gatewaysBefore[dir] && isEmptyCgroup(dir) {
-			errs = append(errs, removeTree(dir))
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // gatewayCgroups are the cgroups of gateways, of other tests' too.
 func gatewayCgroups() map[string]bool {

@@ -231,6 +231,7 @@ func TestOptionsThatGiveTheHostAway(t *testing.T) {
 		{"--sysctl", "--sysctl=net.ipv4.ip_forward=1", "wget -qO- http://" + unlisted + "/hello 2>&1", "wget: server returned error: HTTP/1.1 403 Forbidden"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			args := append([]string{"run", "--rm", "--runtime=nemoclaw"}, strings.Fields(c.flags)...)
 			s := docker(t, append(args, "busybox", "sh", "-c", c.script)...)
 			if got := strings.TrimSuffix(s.out, "\n"); got != c.says {

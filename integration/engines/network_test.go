@@ -215,9 +215,6 @@ func TestNetworks(t *testing.T) {
 			t.Errorf("said %q", got)
 		}
 	})
-	t.Run("a name of --add-host is the address's", func(t *testing.T) {
-		t.Log(docker(t, "run", "--rm", "--runtime=nemoclaw", "--add-host="+plain+":"+address(t, plain), "busybox", "wget", "-qO-", "http://"+plain+"/hello"))
-	})
 }
 
 // greeter answers every connection to addr with an HTTP page, on this host,

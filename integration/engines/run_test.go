@@ -34,6 +34,7 @@ func TestRunEndsAsWithRunc(t *testing.T) {
 		{[]string{"--tmpfs=/scratch", "busybox", "touch", "/scratch/file"}, 0},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			t.Parallel()
 			want := docker(t, append([]string{"run", "--rm"}, c.args...)...)
 			got := docker(t, append([]string{"run", "--rm", "--runtime=nemoclaw"}, c.args...)...)
 			if want.code != c.code {
@@ -68,6 +69,7 @@ func TestUserAndReadOnlyRoot(t *testing.T) {
 		{"the image's secrets are not readable", []string{"busybox", "sh", "-c", "cat /root/secret || echo refused"}, "refused"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			if got := must(t, append([]string{"run", "--rm", "--runtime=nemoclaw"}, c.args...)...); got != c.says {
 				t.Errorf("said %q, not %q", got, c.says)
 			}

@@ -275,11 +275,7 @@ func (w *World) Capture(saw func(packet []byte)) error {
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto)); err != nil {
 			return err
 		}
-		link, err := net.InterfaceByName("world0")
-		if err != nil {
-			return err
-		}
-		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: link.Index})
+		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto})
 	})
 	if err != nil {
 		return fmt.Errorf("cannot capture: %w", err)
@@ -303,13 +299,33 @@ func (w *World) Capture(saw func(packet []byte)) error {
 			if err != nil || rerr != nil {
 				return
 			}
-			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype != unix.PACKET_OUTGOING {
+			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype != unix.PACKET_OUTGOING && ll.Ifindex != loopback {
 				saw(append([]byte(nil), buf[:n]...))
 			}
 		}
 	}()
 	return nil
 }
+
+// loopback is the index of lo in every network namespace.
+const loopback = 1
+
+// PlugInto connects the namespace at path to the internet as a container engine
+// does: an eth0 with PluggedAddr and a default route. It can be done once.
+func (w *World) PlugInto(path string) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("cannot open the namespace: %w", err)
+	}
+	defer ns.Close()
+	return w.cable("world1", pluggedRouter, ns, PluggedAddr)
+}
+
+// PluggedAddr is the address of what PlugInto plugs in (TEST-NET-2, RFC 5737).
+var (
+	PluggedAddr   = netip.MustParseAddr("198.51.100.2")
+	pluggedRouter = netip.MustParseAddr("198.51.100.1")
+)
 
 // Certificate makes a certificate for name, signed by the world's CA.
 func (w *World) Certificate(name string) (tls.Certificate, error) {
@@ -399,43 +415,59 @@ func (w *World) plug() error {
 		return err
 	}
 	defer net0.Close()
-	up, err := netlink.NewHandleAt(w.uplink)
+	if err := equip(net0, "lo", Nameserver.String()+"/32", Neighbour.String()+"/32"); err != nil {
+		return err
+	}
+	return w.cable("world0", Router, w.uplink, UplinkAddr)
+}
+
+// cable lays a cable from the internet, where it is called name and has the
+// address near, to eth0 in ns, which gets far and a default route.
+func (w *World) cable(name string, near netip.Addr, ns netns.NsHandle, far netip.Addr) error {
+	net0, err := netlink.NewHandleAt(w.internet)
+	if err != nil {
+		return err
+	}
+	defer net0.Close()
+	up, err := netlink.NewHandleAt(ns)
 	if err != nil {
 		return err
 	}
 	defer up.Close()
-	cable := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "world0"}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(w.uplink))}
-	if err := net0.LinkAdd(cable); err != nil {
+	if err := net0.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}); err != nil {
 		return err
 	}
-	for _, end := range []struct {
-		h     *netlink.Handle
-		link  string
-		addrs []string
-	}{
-		{net0, "lo", []string{Nameserver.String() + "/32", Neighbour.String() + "/32"}},
-		{net0, "world0", []string{Router.String() + "/24"}},
-		{up, "lo", nil},
-		{up, "eth0", []string{UplinkAddr.String() + "/24"}},
-	} {
-		l, err := end.h.LinkByName(end.link)
-		if err != nil {
-			return err
-		}
-		if err := end.h.LinkSetUp(l); err != nil {
-			return err
-		}
-		for _, a := range end.addrs {
-			if err := addAddr(end.h, l, a); err != nil {
-				return err
-			}
-		}
+	if err := equip(net0, name, near.String()+"/24"); err != nil {
+		return err
+	}
+	if err := equip(up, "lo"); err != nil {
+		return err
+	}
+	if err := equip(up, "eth0", far.String()+"/24"); err != nil {
+		return err
 	}
 	eth0, err := up.LinkByName("eth0")
 	if err != nil {
 		return err
 	}
-	return up.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: Router.AsSlice()})
+	return up.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: near.AsSlice()})
+}
+
+// equip brings a link up and gives it addresses.
+func equip(h *netlink.Handle, link string, addrs ...string) error {
+	l, err := h.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if err := addAddr(h, l, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func addAddr(h *netlink.Handle, l netlink.Link, cidr string) error {
