@@ -35,21 +35,21 @@ func TestContainerd(t *testing.T) {
 		{"a program that is not there", []string{"no-such-program"}, "executable file not found", 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := ctr(t, append([]string{"run", "--rm", "--runtime=io.containerd.nemoclaw.v1", "--rootfs", root, "box"}, c.program...)...)
+			got := ctr(t, append([]string{"run", "--rm", "--runtime=io.containerd.nemoclaw.v1", "--rootfs", root, "engines-box"}, c.program...)...)
 			if got.code != c.code || !strings.Contains(got.out+got.err, c.says) {
 				t.Errorf("%v\nwant exit code %d and %q", got, c.code, c.says)
 			}
 		})
 	}
 	t.Run("exec", func(t *testing.T) {
-		if s := ctr(t, "run", "-d", "--runtime=io.containerd.nemoclaw.v1", "--rootfs", root, "long", "sleep", "1000"); s.code != 0 {
+		if s := ctr(t, "run", "-d", "--runtime=io.containerd.nemoclaw.v1", "--rootfs", root, "engines-long", "sleep", "1000"); s.code != 0 {
 			t.Fatal(s)
 		}
 		t.Cleanup(func() {
-			ctr(t, "task", "rm", "-f", "long")
-			ctr(t, "container", "rm", "long")
+			ctr(t, "task", "rm", "-f", "engines-long")
+			ctr(t, "container", "rm", "engines-long")
 		})
-		if s := ctr(t, "task", "exec", "--exec-id=e", "long", "cat", "/root/secret"); s.code != 1 || !strings.Contains(s.err, "Permission denied") {
+		if s := ctr(t, "task", "exec", "--exec-id=e", "engines-long", "cat", "/root/secret"); s.code != 1 || !strings.Contains(s.err, "Permission denied") {
 			t.Error(s)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	goruntime "runtime"
 	"slices"
 	"strconv"
@@ -108,13 +109,19 @@ func install(scratch string) error {
 // installed is where install has put the programs.
 func installed() string { return filepath.Join(os.Getenv(scratchEnv), "nemoclaw", "bin") }
 
-// gatewayCgroups are the cgroups of gateways, of other tests' too.
+// ofEngines are the names of cgroups of gateways whose sandboxes this host's
+// engines named; other tests of the machine have theirs beside them.
+var ofEngines = regexp.MustCompile(`^([0-9a-f]{64}|engines-[a-z]+)\.`)
+
+// gatewayCgroups are those of our gateways, and of another host's like this.
 func gatewayCgroups() map[string]bool {
 	found := map[string]bool{}
 	for _, pattern := range []string{"/sys/fs/cgroup/*/nemoclaw/*/cgroup.procs", "/sys/fs/cgroup/nemoclaw/*/cgroup.procs"} {
 		files, _ := filepath.Glob(pattern)
 		for _, f := range files {
-			found[filepath.Dir(f)] = true
+			if dir := filepath.Dir(f); ofEngines.MatchString(filepath.Base(dir)) {
+				found[dir] = true
+			}
 		}
 	}
 	return found

@@ -170,17 +170,20 @@ func survey(t *testing.T) map[string][]string {
 	}
 	for what, pattern := range map[string]string{
 		"state": "/run/nemoclaw/*", "libcontainer's state": "/run/docker/runtime-*/moby/*",
-		"cgroup": "/sys/fs/cgroup/*/" + os.Getenv(cgroupEnv) + "/*", "gateway's cgroup": "/sys/fs/cgroup/*/nemoclaw/*",
+		"cgroup": "/sys/fs/cgroup/*/" + os.Getenv(cgroupEnv) + "/*",
 	} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, p := range paths {
-			if st, err := os.Stat(p); err == nil && (st.IsDir() || what != "cgroup" && what != "gateway's cgroup") {
+			if st, err := os.Stat(p); err == nil && (st.IsDir() || what != "cgroup") {
 				found[what] = append(found[what], p)
 			}
 		}
+	}
+	for dir := range gatewayCgroups() {
+		found["gateway's cgroup"] = append(found["gateway's cgroup"], dir)
 	}
 	return found
 }
