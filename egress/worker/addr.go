@@ -173,6 +173,12 @@ func (g *guard) judge(addr netip.Addr, private func(netip.Addr) bool) (policy.Re
 	return "", nil
 }
 
+// permits tells whether v lets a connection go to an address.
+func (g *guard) permits(v verdict, to netip.AddrPort, now time.Time) bool {
+	reason, _ := g.judge(to.Addr(), v.private)
+	return reason == "" && !v.denies(to.Addr(), to.Port(), now)
+}
+
 func (g *guard) isOwn(addr netip.Addr) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -148,7 +148,8 @@ func TestLastWord(t *testing.T) {
 		c.Close()
 		t.Error("a dial that nothing allows reached loopback")
 	}
-	ctx := context.WithValue(t.Context(), allowance{}, verdict{allow: true})
+	inForce := func() verdict { return verdict{allow: true, rules: &rules{policy: new(policy.Policy)}} }
+	ctx := context.WithValue(t.Context(), allowance{}, inForce)
 	if c, err := d.DialContext(ctx, "tcp", l.Addr().String()); err == nil {
 		c.Close()
 		t.Error("an allowed dial reached loopback")

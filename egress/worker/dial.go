@@ -14,7 +14,8 @@ import (
 	"nemoclaw/specs/policy"
 )
 
-// allowance travels with a dial to its last check.
+// allowance is the key by which a dial carries to its last check what tells the
+// verdict in force at that moment: a func() verdict.
 type allowance struct{}
 
 // dialer returns a dialer whose last word, just before connect(2), is the
@@ -31,9 +32,13 @@ func (g *guard) lastWord(ctx context.Context, _, address string, c syscall.RawCo
 	if err != nil {
 		return err
 	}
-	v, ok := ctx.Value(allowance{}).(verdict)
+	inForce, ok := ctx.Value(allowance{}).(func() verdict)
 	if !ok {
 		return errors.New("cannot dial: nothing allows it")
+	}
+	v := inForce()
+	if v.denies(to.Addr(), to.Port(), time.Now()) {
+		return fmt.Errorf("cannot dial: %s", policy.Denied)
 	}
 	if reason, err := g.judge(to.Addr(), v.private); reason != "" {
 		return errors.Join(fmt.Errorf("cannot dial: %s", reason), err)
@@ -63,8 +68,9 @@ type failure struct {
 	addr   netip.AddrPort
 }
 
-// connect finds an address of t that v allows, and connects to it.
-func (s *server) connect(ctx context.Context, t target, v verdict) (*dialed, *failure) {
+// connect finds an address of t that the verdict in force allows, and connects
+// to it. Resolving may take long: each step asks for the verdict anew.
+func (s *server) connect(ctx context.Context, t target, inForce func() verdict) (*dialed, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	addrs := []netip.Addr{t.addr}
@@ -74,11 +80,11 @@ func (s *server) connect(ctx context.Context, t target, v verdict) (*dialed, *fa
 			return nil, &failure{reason: policy.Unresolvable, detail: err.Error()}
 		}
 	}
-	addrs, fail := s.permitted(addrs, t.port, v)
+	addrs, fail := s.permitted(addrs, t.port, inForce())
 	if fail != nil {
 		return nil, fail
 	}
-	return s.race(context.WithValue(ctx, allowance{}, v), addrs, t.port)
+	return s.race(context.WithValue(ctx, allowance{}, inForce), addrs, t.port)
 }
 
 func (s *server) resolve(ctx context.Context, host string) ([]netip.Addr, error) {

@@ -116,10 +116,10 @@ func (s *server) admit(c *net.TCPConn) {
 		s.flows.remove(f)
 		s.decline(f)
 	case !known:
+		f.cancel()
 		f.verdict.reason = policy.TooMany
 		f.refuseAtOnce()
 	default:
-		f.ctx, f.cancel = context.WithCancel(s.ctx)
 		s.wg.Go(f.serve)
 	}
 }
@@ -175,12 +175,21 @@ func (f *flow) decide() {
 	defer f.mu.Unlock()
 	f.verdict = f.s.rules.Load().decide(f.target, f.started)
 	f.raw = f.verdict.raw()
-	if !f.verdict.allow || f.target.host != "" {
-		return
+	if f.verdict.allow && f.target.host == "" {
+		if reason, _ := f.s.guard.judge(f.target.addr, f.verdict.private); reason != "" {
+			f.verdict.allow, f.verdict.reason = false, reason
+		}
 	}
-	if reason, _ := f.s.guard.judge(f.target.addr, f.verdict.private); reason != "" {
-		f.verdict.allow, f.verdict.reason = false, reason
+	if f.verdict.allow { // from here on recheck may cut it
+		f.ctx, f.cancel = context.WithCancel(f.s.ctx)
 	}
+}
+
+// inForce is the verdict by the rules as they are now.
+func (f *flow) inForce() verdict {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verdict
 }
 
 // recheck ends an allowed connection that r does not allow any more, and
@@ -194,11 +203,10 @@ func (f *flow) recheck(r *rules, now time.Time) bool {
 	v := r.decide(f.target, now)
 	ok := v.allow && (v.raw() || !f.raw || !strict(f.target.port))
 	if ok && f.addr.IsValid() {
-		reason, _ := f.s.guard.judge(f.addr.Addr(), v.private)
-		ok = reason == "" && !v.denies(f.addr.Addr(), f.addr.Port(), now)
+		ok = f.s.guard.permits(v, f.addr, now)
 	}
 	if ok {
-		f.verdict.rules, f.verdict.rule = v.rules, v.rule // for a dial to come
+		f.verdict.rules, f.verdict.rule = v.rules, v.rule // for a dial to come, or under way
 		return false
 	}
 	f.cut = policy.Revoked
@@ -265,7 +273,7 @@ func (f *flow) relay(src *source) {
 			f.got = f.pass(f.c, back)
 		})
 		if f.proto != "tcp" || f.raw || f.screenLate(src) {
-			f.sent = f.pass(f.up, src)
+			f.sent += f.pass(f.up, src)
 		}
 		<-done
 	}
@@ -275,9 +283,13 @@ func (f *flow) relay(src *source) {
 // screenLate checks the first bytes of a connection that is open already. A
 // ClientHello for another host ends it.
 func (f *flow) screenLate(src *source) bool {
-	b, err := src.more(copySize)
+	b, err := f.firstBytes(src)
 	if err != nil {
 		f.ended(f.up, f.c, err)
+		return false
+	}
+	if stray, _ := strayRecord(b); stray {
+		f.end(policy.Malformed, "a TLS record stands before the ClientHello")
 		return false
 	}
 	if b[0] != recordHandshake {
@@ -295,6 +307,34 @@ func (f *flow) screenLate(src *source) bool {
 		return false
 	}
 	return true
+}
+
+// firstBytes reads until it is known whether TLS begins. PostgreSQL's question
+// for it is passed on: the ClientHello follows the server's answer.
+func (f *flow) firstBytes(src *source) ([]byte, error) {
+	for {
+		b, err := src.more(copySize)
+		for asks, _ := asksForTLS(b); asks; asks, _ = asksForTLS(b) {
+			n, werr := f.up.Write(b[:len(sslRequest)])
+			f.sent += int64(n)
+			if werr != nil {
+				return nil, werr
+			}
+			src.skip(len(sslRequest))
+			b = src.buf
+		}
+		if err != nil && len(b) > 0 {
+			return b, nil // not TLS, and its end comes again
+		}
+		if err != nil {
+			return nil, err
+		}
+		_, asking := asksForTLS(b)
+		_, record := strayRecord(b)
+		if !asking && !record {
+			return b, nil
+		}
+	}
 }
 
 // screenHello reads a ClientHello, however many pieces it comes in, and
@@ -359,10 +399,7 @@ func (f *flow) open() bool {
 		f.answer(fault{reason: policy.Unrecorded, proto: f.proto})
 		return false
 	}
-	f.mu.Lock()
-	v := f.verdict
-	f.mu.Unlock()
-	up, fail := f.s.connect(f.ctx, f.target, v)
+	up, fail := f.s.connect(f.ctx, f.target, f.inForce)
 	if fail == nil && f.connected(up) {
 		return true
 	}
@@ -385,15 +422,21 @@ func (f *flow) open() bool {
 	return false
 }
 
-// connected takes the server's connection over, unless the flow was cut.
+// connected takes the server's connection over, unless the flow was cut. Rules
+// that changed while it was being dialed have not seen its address.
 func (f *flow) connected(up *dialed) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.addr = up.to
+	if !f.gone && !f.s.guard.permits(f.verdict, up.to, time.Now()) {
+		f.cut = policy.Revoked
+		f.abortLocked()
+	}
 	if f.gone {
 		reset(up.TCPConn)
 		return false
 	}
-	f.up, f.addr = up.TCPConn, up.to
+	f.up = up.TCPConn
 	return true
 }
 

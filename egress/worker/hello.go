@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"errors"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -20,6 +21,41 @@ const (
 	clientHello     = 1
 	extServerName   = 0
 )
+
+// strayRecord tells whether b begins with a TLS record of another kind than the
+// handshake's. Servers skip a warning before the ClientHello (Go's crypto/tls,
+// OpenSSL), so that it would hide the name. more asks for the rest of a header
+// that may be one.
+func strayRecord(b []byte) (stray, more bool) {
+	for i, c := range b[:min(len(b), recordHeader)] {
+		switch {
+		case i == 0 && (c < 20 || c > 24 || c == recordHandshake),
+			i == 1 && c != 3,
+			i == 2 && c > 4,
+			i == 3 && c > maxRecord>>8+1:
+			return false, false
+		}
+	}
+	return len(b) >= recordHeader, len(b) < recordHeader
+}
+
+// sslRequest is what a PostgreSQL client says before the ClientHello, and
+// gssRequest what it may say before that (PostgreSQL 18 manual, 54.7, SSLRequest
+// and GSSENCRequest).
+var (
+	sslRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f}
+	gssRequest = []byte{0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30}
+)
+
+// asksForTLS tells whether b begins with such a request; more asks for the rest
+// of one.
+func asksForTLS(b []byte) (asks, more bool) {
+	n := min(len(b), len(sslRequest))
+	if !bytes.Equal(b[:n], sslRequest[:n]) && !bytes.Equal(b[:n], gssRequest[:n]) {
+		return false, false
+	}
+	return n == len(sslRequest), n < len(sslRequest)
+}
 
 // parseHello reads the first flight of a TLS client, which may be spread over
 // several records, and returns the name in its server_name extension as it

@@ -72,6 +72,11 @@ func (ft *fault) recognise(b []byte) bool {
 
 // refuse records a refusal and tells the program.
 func (f *flow) refuse(ft fault) {
+	f.mu.Lock()
+	if f.cut != "" { // what looks like the program's fault was ours
+		ft.reason, ft.detail = f.cut, ""
+	}
+	f.mu.Unlock()
 	f.proto = ft.proto
 	f.process = f.who.wait(f.s.ctx)
 	rec := f.record(control.Refuse, ft.reason, ft.detail)

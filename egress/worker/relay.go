@@ -79,6 +79,13 @@ func (s *source) readOnce(fd uintptr) bool {
 	return true
 }
 
+// skip forgets the first n bytes of those held.
+func (s *source) skip(n int) {
+	if s.buf = s.buf[n:]; len(s.buf) == 0 {
+		s.release()
+	}
+}
+
 // release gives the buffer back.
 func (s *source) release() {
 	if s.own != nil {

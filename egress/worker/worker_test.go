@@ -42,6 +42,7 @@ type sandbox struct {
 	mu      sync.Mutex
 	fault   string                              // given to Written
 	held    chan struct{}                       // if not nil, Written waits for it
+	far     chan struct{}                       // if not nil, what is dialed answers only then
 	dst     map[netip.AddrPort]netip.AddrPort   // of a program's connections
 	meant   *sync.Cond                          // dst has changed
 	names   map[string][]netip.Addr             // what nameservers would say
@@ -230,8 +231,15 @@ func (sb *sandbox) resolve(_ context.Context, host string) ([]netip.Addr, error)
 func (sb *sandbox) connect(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 	sb.dialed <- to
 	sb.mu.Lock()
-	l := sb.servers[to]
+	l, far := sb.servers[to], sb.far
 	sb.mu.Unlock()
+	if far != nil {
+		select {
+		case <-far:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	if l == nil {
 		return nil, syscall.ECONNREFUSED
 	}
