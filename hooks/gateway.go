@@ -222,7 +222,22 @@ func Stop(dir string) error {
 	if uerr := Unpin(filepath.Join(dir, control.UplinkPin)); err == nil {
 		err = uerr
 	}
+	removeCgroup(filepath.Base(dir))
 	return err
+}
+
+// removeCgroup removes what a monitor that was killed could not: the cgroup
+// called name that it made for itself, and the parent of all of them with its
+// last child. A directory that is still in use stays.
+func removeCgroup(name string) {
+	for _, pattern := range []string{"/sys/fs/cgroup/nemoclaw/", "/sys/fs/cgroup/*/nemoclaw/"} {
+		left, _ := filepath.Glob(pattern + name)
+		for _, place := range left {
+			if os.Remove(place) == nil {
+				_ = os.Remove(filepath.Dir(place))
+			}
+		}
+	}
 }
 
 // stopMonitor signals through a pidfd, after the process was told apart from
