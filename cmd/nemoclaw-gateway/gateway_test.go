@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "connect" {
 		os.Exit(refused(os.Args[2]))
 	}
+	if len(os.Args) == 4 && os.Args[1] == "taken" {
+		takenOver(os.Args[2], os.Args[3])
+	}
 	os.Exit(m.Run())
 }
 

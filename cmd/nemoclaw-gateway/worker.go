@@ -74,7 +74,7 @@ func confine() error {
 // loadFilter loads the seccomp filter for all threads (seccomp(2), TSYNC since
 // Linux 3.17).
 func loadFilter() error {
-	filter, err := seccomp.Worker()
+	filter, err := seccomp.Worker(os.Getpid())
 	if err != nil {
 		return err
 	}

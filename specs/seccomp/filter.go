@@ -53,15 +53,6 @@ func Denials(deny, allow []string, extra []Denial) ([]Denial, error) {
 // needed are calls that the launcher makes after the filter is loaded.
 var needed = []string{"execve", "exit_group"}
 
-// Worker returns the filter of the gateway's worker process.
-func Worker() ([]unix.SockFilter, error) {
-	denials, err := Denials(nil, nil, workerGroup.Denials)
-	if err != nil {
-		return nil, err
-	}
-	return Compile(denials)
-}
-
 // Compile returns the filter that answers as denials say and allows everything
 // else. Calls of other architectures (32-bit, x32) are denied with EPERM, calls
 // newer than this table do not exist (ENOSYS). Denials of calls that the

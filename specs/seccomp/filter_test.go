@@ -182,11 +182,11 @@ func empty(s string) bool { return s == "" }
 
 // The gateway's worker starts no program and opens no file.
 func TestWorker(t *testing.T) {
-	f, err := Worker()
+	f, err := Worker(42)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"execve", "openat", "ptrace", "kill", "setresuid"} {
+	for _, name := range []string{"execve", "openat", "ptrace", "kill", "setresuid", "listen", "shmget", "rt_sigqueueinfo"} {
 		if got := ask(t, f, auditArch, numbers[name]); got != "EPERM" {
 			t.Errorf("%s: %s, want EPERM", name, got)
 		}
@@ -194,6 +194,29 @@ func TestWorker(t *testing.T) {
 	for _, name := range []string{"accept4", "splice", "sendmsg", "futex"} {
 		if got := ask(t, f, auditArch, numbers[name]); got != "allow" {
 			t.Errorf("%s: %s, want allow", name, got)
+		}
+	}
+	const thread = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_SYSVSEM | unix.CLONE_THREAD
+	for _, test := range []struct {
+		call string
+		args []uint64
+		want string
+	}{
+		{"clone", []uint64{thread}, "allow"},
+		{"clone", []uint64{uint64(unix.SIGCHLD)}, "EPERM"},
+		{"tgkill", []uint64{42, 43}, "allow"},
+		{"tgkill", []uint64{1, 1}, "EPERM"},
+		{"socket", []uint64{unix.AF_INET6, unix.SOCK_STREAM}, "allow"},
+		{"socket", []uint64{unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE}, "allow"},
+		{"socket", []uint64{unix.AF_UNIX, unix.SOCK_STREAM}, "EPERM"},
+		{"socketpair", []uint64{unix.AF_UNIX, unix.SOCK_STREAM}, "EPERM"},
+		{"fcntl", []uint64{3, unix.F_SETFL}, "allow"},
+		{"fcntl", []uint64{3, unix.F_SETOWN}, "EPERM"},
+		{"prlimit64", []uint64{0, unix.RLIMIT_NOFILE}, "allow"},
+		{"prlimit64", []uint64{1, unix.RLIMIT_NOFILE}, "EPERM"},
+	} {
+		if got := ask(t, f, auditArch, numbers[test.call], test.args...); got != test.want {
+			t.Errorf("%s%v: %s, want %s", test.call, test.args, got, test.want)
 		}
 	}
 }
