@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -41,8 +42,9 @@ egress:
 // bridge is the throw-away host as its containers see it.
 const bridge = "172.30.0.1"
 
-// engine is the running dockerd of this host.
+// engine is a running dockerd.
 type engine struct {
+	name  string // "docker", or one that is a second on this host
 	cmd   *exec.Cmd
 	env   []string
 	log   *tail
@@ -68,7 +70,7 @@ func inside(m *testing.M) int {
 	if err := configure(); err != nil {
 		return fail(err)
 	}
-	if dockerd, err = startDocker(cache(os.Getenv(cacheEnv))); err != nil {
+	if dockerd, err = startDocker("docker", nil); err != nil {
 		return fail(err)
 	}
 	code := m.Run()
@@ -139,20 +141,6 @@ func makeRepository(dir string) (string, error) {
 
 // configure writes this host's /etc.
 func configure() error {
-	nemoclaw := filepath.Join(installed(), "nemoclaw")
-	daemon, err := json.MarshalIndent(map[string]any{
-		"runtimes": map[string]any{
-			"nemoclaw":        map[string]any{"path": nemoclaw},
-			"nemoclaw-deaf":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=deaf"}},
-			"nemoclaw-absent": map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=absent"}},
-			"nemoclaw-live":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=live"}},
-		},
-		"bip":           bridge + "/24",
-		"cgroup-parent": "/" + os.Getenv(cgroupEnv),
-	}, "", "  ")
-	if err != nil {
-		return err
-	}
 	if err := os.RemoveAll("/etc/resolv.conf"); err != nil {
 		return err
 	}
@@ -172,8 +160,27 @@ func configure() error {
 	return nil
 }
 
-// startDocker returns once dockerd serves and has the images.
-func startDocker(c cache) (*engine, error) {
+// settings is dockerd's configuration file, with more added to it.
+func settings(more map[string]any) ([]byte, error) {
+	nemoclaw := filepath.Join(installed(), "nemoclaw")
+	s := map[string]any{
+		"runtimes": map[string]any{
+			"nemoclaw":        map[string]any{"path": nemoclaw},
+			"nemoclaw-deaf":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=deaf"}},
+			"nemoclaw-absent": map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=absent"}},
+			"nemoclaw-live":   map[string]any{"path": nemoclaw, "runtimeArgs": []string{"--policy=live"}},
+		},
+		"bip":           bridge + "/24",
+		"cgroup-parent": "/" + os.Getenv(cgroupEnv),
+	}
+	maps.Copy(s, more)
+	return json.MarshalIndent(s, "", "  ")
+}
+
+// startDocker starts a dockerd with more in its configuration than usual, and
+// returns once it serves and has the images.
+func startDocker(name string, more map[string]any) (*engine, error) {
+	c := cache(os.Getenv(cacheEnv))
 	libraries, err := c.libraries()
 	if err != nil {
 		return nil, err
@@ -182,11 +189,20 @@ func startDocker(c cache) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	home := filepath.Join(os.Getenv(scratchEnv), "home")
-	e := &engine{log: new(tail), ended: make(chan error, 1), env: []string{
-		"PATH=" + installed() + ":" + c.path(), "LD_LIBRARY_PATH=" + libraries, "XTABLES_LIBDIR=" + extensions, "HOME=" + home, "TMPDIR=" + os.Getenv(scratchEnv),
+	config, err := settings(more)
+	if err != nil {
+		return nil, err
+	}
+	file := "/etc/" + name + ".json"
+	if err := os.WriteFile(file, config, 0o644); err != nil {
+		return nil, err
+	}
+	run := "/run/" + name
+	e := &engine{name: name, log: new(tail), ended: make(chan error, 1), env: []string{
+		"PATH=" + installed() + ":" + c.path(), "LD_LIBRARY_PATH=" + libraries, "XTABLES_LIBDIR=" + extensions,
+		"HOME=" + filepath.Join(os.Getenv(scratchEnv), "home"), "TMPDIR=" + os.Getenv(scratchEnv), "DOCKER_HOST=unix://" + run + ".sock",
 	}}
-	e.cmd = exec.Command(filepath.Join(c.engine(), "usr/sbin/dockerd"))
+	e.cmd = exec.Command(filepath.Join(c.engine(), "usr/sbin/dockerd"), "--config-file="+file, "--host=unix://"+run+".sock", "--exec-root="+run, "--pidfile="+run+".pid")
 	e.cmd.Env = e.env
 	logs, w, err := os.Pipe()
 	if err != nil {
@@ -258,7 +274,12 @@ func docker(t testing.TB, args ...string) said {
 	if dockerd == nil {
 		t.Skip("a real engine: make test-engines, or NEMOCLAW_ENGINES=1")
 	}
-	cmd := dockerd.client(args...)
+	return dockerd.docker(t, args...)
+}
+
+func (e *engine) docker(t testing.TB, args ...string) said {
+	t.Helper()
+	cmd := e.client(args...)
 	var out, err bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &err
 	failed := cmd.Run()

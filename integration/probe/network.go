@@ -18,7 +18,7 @@ import (
 
 // patience is how long a verb waits for the network. Nothing that a sandbox is
 // refused may take that long: refusals come at once.
-const patience = 10 * time.Second
+const patience = 5 * time.Second
 
 var networkVerbs = map[string]verb{
 	// dial HOST:PORT [TEXT]: connects, says TEXT, and returns the first line
@@ -59,6 +59,16 @@ var networkVerbs = map[string]verb{
 	"tls": tlsGet,
 	// udp HOST:PORT: one datagram, and what comes back.
 	"udp": func(a []string) (string, error) { return datagram("udp", a[0]) },
+	// send HOST:PORT: one datagram to an address that nobody answers for.
+	"send": func(a []string) (string, error) {
+		c, err := net.Dial("udp", a[0])
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_, err = io.WriteString(c, "hello\n")
+		return "", err
+	},
 	// resolve NAME: by the image's own resolv.conf.
 	"resolve": func(a []string) (string, error) { return lookUp(new(net.Resolver), a[0]) },
 	// ask NETWORK SERVER:PORT NAME: by another resolver.
@@ -147,7 +157,7 @@ func exchange(d *net.Dialer, a []string) (string, error) {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
-	text := "hello"
+	text := "a greeting that is no protocol's"
 	if len(a) > 1 {
 		text = a[1]
 	}

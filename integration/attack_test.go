@@ -1,0 +1,218 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// What an engine could ask for and must not get, each with the words that say
+// why. The first row is the control: nothing is asked for.
+func TestAttackBySpec(t *testing.T) {
+	mount := func(kind, source, dest string, options ...string) func(*box) {
+		return func(b *box) {
+			b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: kind, Source: source, Destination: dest, Options: options})
+		}
+	}
+	bind := func(source string) func(*box) { return mount("bind", source, "/sandbox/in", "rbind") }
+	without := func(kind oci.LinuxNamespaceType) func(*box) {
+		return func(b *box) {
+			var kept []oci.LinuxNamespace
+			for _, ns := range b.spec.Linux.Namespaces {
+				if ns.Type != kind {
+					kept = append(kept, ns)
+				}
+			}
+			b.spec.Linux.Namespaces = kept
+		}
+	}
+	device := func(path string) func(*box) {
+		return func(b *box) {
+			b.spec.Linux.Devices = append(b.spec.Linux.Devices, oci.LinuxDevice{Path: path, Type: "c", Major: 1, Minor: 3})
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		change func(*box)
+		want   string // of stderr; empty: it runs
+	}{
+		{"nothing", func(*box) {}, ""},
+
+		{"the host's ipc", without(oci.IPCNamespace), "ipc: "},
+		{"the host's network", without(oci.NetworkNamespace), "network: "},
+		{"the host's mounts", without(oci.MountNamespace), "MNT"},
+		{"two networks", func(b *box) {
+			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.NetworkNamespace, Path: "/proc/self/ns/net"})
+		}, "duplicate"},
+		{"the host's network, by a path", func(b *box) {
+			without(oci.NetworkNamespace)(b)
+			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())})
+		}, "network: "},
+
+		{"the kernel's settings", bind("/proc/sys"), "/proc"},
+		{"a root by its process", bind("/proc/1/root"), "it lies in /proc"},
+		{"a root by dots", bind("/usr/../usr/.."), "volumes: /: "},
+		{"a root by slashes", bind("//"), "volumes: /: "},
+		{"a root from here", bind("../../../../../../../.."), "volumes: /: "},
+		{"a home", bind("/root"), "holds the host's own files"},
+		{"cgroups", bind("/sys/fs/cgroup"), "it lies in /sys"},
+		{"shared memory", bind("/dev/shm"), "it lies in /dev"},
+		{"what listens later", bind("/run/lock"), "it lies in /run"},
+		{"a bind that does not say so", mount("none", "/root", "/sandbox/in", "rbind"), "holds the host's own files"},
+		{"settings", bind("/etc/nemoclaw"), "nemoclaw's own"},
+
+		{"a disk", mount("ext4", "/dev/vda1", "/sandbox/in"), "ext4"},
+		{"devices", mount("devtmpfs", "devtmpfs", "/sandbox/in"), "devtmpfs"},
+		{"an overlay", mount("overlay", "overlay", "/sandbox/in", "lowerdir=/root:/etc"), "overlay"},
+		{"kernel debugging", mount("debugfs", "debugfs", "/sandbox/in"), "debugfs"},
+		{"another proc", mount("proc", "proc", "/sandbox/in"), "proc belongs"},
+		{"another sys", mount("sysfs", "sysfs", "/sandbox/in"), "sysfs belongs"},
+		{"other cgroups", mount("cgroup", "cgroup", "/sandbox/in"), "cgroup belongs"},
+		{"something over proc", mount("tmpfs", "tmpfs", "/proc"), "proc"},
+		{"something over a process", mount("tmpfs", "tmpfs", "/proc/self"), "proc"},
+		{"something over the root", mount("tmpfs", "tmpfs", "/everything"), "on the top of rootfs"},
+		{"something over proc, by a link", func(b *box) {
+			b.must(os.Symlink("/proc", filepath.Join(b.rootfs(), "p")))
+			mount("tmpfs", "tmpfs", "/p/self")(b)
+		}, "proc"},
+
+		{"a device among files", device("/sandbox/null"), "devices: "},
+		{"a device by dots", device("/dev/../sandbox/null"), "devices: "},
+		{"a device in shared memory", device("/dev/shm/null"), "devices: "},
+
+		{"a hook inside", func(b *box) {
+			b.spec.Hooks = &oci.Hooks{StartContainer: []oci.Hook{{Path: "/bin/echo", Args: []string{"echo", "ran"}}}}
+		}, "hooks: "},
+		{"a listener of system calls", func(b *box) {
+			b.spec.Linux.Seccomp = &oci.LinuxSeccomp{DefaultAction: oci.ActAllow, ListenerPath: "/nowhere",
+				Syscalls: []oci.LinuxSyscall{{Names: []string{"landlock_restrict_self"}, Action: oci.ActNotify}}}
+		}, "seccomp profile"},
+		{"Landlock that only seems to work", func(b *box) {
+			zero := uint(0)
+			b.spec.Linux.Seccomp = &oci.LinuxSeccomp{DefaultAction: oci.ActAllow,
+				Syscalls: []oci.LinuxSyscall{{Names: []string{"landlock_restrict_self"}, Action: oci.ActErrno, ErrnoRet: &zero}}}
+		}, ""}, // let in by the first filter, and denied to the program by the second
+		{"Landlock for some arguments", func(b *box) {
+			zero := uint(0)
+			b.spec.Linux.Seccomp = &oci.LinuxSeccomp{DefaultAction: oci.ActAllow, Syscalls: []oci.LinuxSyscall{
+				{Names: []string{"landlock_restrict_self"}, Action: oci.ActErrno, ErrnoRet: &zero, Args: []oci.LinuxSeccompArg{{Index: 1, Value: 99, Op: oci.OpNotEqual}}}}}
+		}, "seccomp profile"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBox(t)
+			test.change(b)
+			got := b.run("/bin/probe", "read", "/root/secret")
+			switch {
+			case test.want == "" && !strings.HasPrefix(got.stdout, "EACCES"):
+				t.Errorf("it does not run as it should: %s", got)
+			case test.want != "" && (got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, test.want)):
+				t.Errorf("%s\nwant it refused: %s", got, test.want)
+			}
+		})
+	}
+}
+
+// What an image or an agent could prepare in the files. Each row opens paths in
+// the container, with what must come of it; the control is in the first rows.
+func TestAttackByFiles(t *testing.T) {
+	volume := func(b *box, name, dest string, options ...string) string {
+		b.mkdir(name)
+		b.write(name+"/file", "of the volume")
+		b.must(os.Chmod(b.path(name), 0o777))
+		b.must(os.Chmod(b.path(name+"/file"), 0o666))
+		b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: "bind", Source: b.path(name), Destination: dest, Options: append(options, "rbind")})
+		return b.path(name)
+	}
+	policy := func(b *box, filesystem string) { b.policy("filesystem: {" + filesystem + "}\negress: {rules: []}\n") }
+	image := func(b *box, name string) string { return filepath.Join(b.rootfs(), name) }
+	type table map[string]string // verb to answer
+	for _, test := range []struct {
+		name    string
+		prepare func(*box)
+		want    table
+	}{
+		{"a volume", func(b *box) { volume(b, "v", "/data") },
+			table{"read /data/file": "ok", "write /data/file": "ok", "read /root/secret": "EACCES"}},
+		{"a volume that is read-only", func(b *box) { volume(b, "v", "/data", "ro") },
+			table{"read /data/file": "ok", "write /data/file": "EROFS"}},
+		{"a working directory", func(b *box) { b.spec.Process.Cwd = "/opt/app" },
+			table{"write /opt/app/text": "ok", "write /usr/share/text": "EACCES"}},
+
+		{"a working directory that is a link", func(b *box) { b.spec.Process.Cwd = "/work" },
+			table{"read secret": "EACCES", "read /root/secret": "EACCES", "create new": "EACCES"}},
+		{"a working directory behind a link to everything", func(b *box) { b.spec.Process.Cwd = "/everything/root" },
+			table{"read secret": "EACCES", "create new": "EACCES"}},
+		{"a working directory by dots", func(b *box) { b.spec.Process.Cwd = "/opt/../root/." },
+			table{"read secret": "EACCES", "create new": "EACCES"}},
+		{"a working directory that is listed to be read", func(b *box) {
+			policy(b, "read_only: [/opt/app, /etc, /bin]")
+			b.spec.Process.Cwd = "/opt/app"
+		}, table{"read text": "ok", "write text": "EACCES"}},
+		{"a volume that is listed to be read", func(b *box) {
+			policy(b, "read_only: [/data, /etc, /bin]")
+			volume(b, "v", "/data")
+		}, table{"read /data/file": "ok", "write /data/file": "EACCES"}},
+		{"the search path", func(b *box) { b.spec.Process.Env = []string{"PATH=/bin:/root:/root/.:/home/user:/work:/everything"} },
+			table{"read /root/secret": "EACCES", "read /home/user/secret": "EACCES"}},
+		{"a home", func(b *box) { b.spec.Process.Env = []string{"PATH=/bin", "HOME=/sandbox/../root"} },
+			table{"read /root/secret": "EACCES"}},
+		{"the sandbox's directory is a link", func(b *box) { b.must(os.Symlink("/root", image(b, "sandbox"))) },
+			table{"read /sandbox/secret": "EACCES", "create /sandbox/new": "EACCES"}},
+		{"a temporary directory is a link", func(b *box) { b.must(os.Symlink("/home/user", image(b, "tmp"))) },
+			table{"read /tmp/secret": "EACCES", "create /tmp/new": "EACCES"}},
+		{"a link to read a home", func(b *box) { b.must(os.Symlink("/root", image(b, "app"))) },
+			table{"read /app/secret": "EACCES"}},
+
+		{"a volume's place is a link into a home", func(b *box) {
+			b.must(os.Symlink("/root", image(b, "data")))
+			volume(b, "v", "/data/in")
+		}, table{"read /data/in/file": "ok", "read /data/secret": "EACCES", "read /root/secret": "EACCES"}},
+		{"a volume's place is led away by another volume", func(b *box) {
+			// /d/in is mounted first, then /d over it, in which an agent left a
+			// link of that name to the root, which is a mount as well.
+			outer := b.path("outer")
+			volume(b, "inner", "/d/in")
+			volume(b, "outer", "/d")
+			b.must(os.Symlink("/", outer+"/in"))
+		}, table{"read /root/secret": "EACCES", "read /d/in/root/secret": "EACCES", "create /root/new": "EACCES"}},
+		{"a scratch directory is led away by a volume", func(b *box) {
+			b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/d/in"})
+			b.must(os.Symlink("/", volume(b, "outer", "/d")+"/in"))
+		}, table{"read /root/secret": "EACCES", "read /d/in/root/secret": "EACCES", "create /root/new": "EACCES"}},
+
+		{"volumes that no list grants", func(b *box) {
+			policy(b, "volumes: policy_only")
+			volume(b, "a", "/data")
+			volume(b, "b", "/deep/data")
+			volume(b, "c", "/root/tools")
+			b.must(os.Symlink("/fresh", image(b, "alias")))
+			volume(b, "d", "/alias/data")
+			b.spec.Process.Env = []string{"PATH=/bin:/root/tools"}
+		}, table{"read /data/file": "EACCES", "read /deep/data/file": "EACCES", "read /root/tools/file": "EACCES", "read /fresh/data/file": "EACCES", "read /opt/app/text": "ok"}},
+		{"a service account's token", func(b *box) { volume(b, "token", "/var/run/secrets/kubernetes.io/serviceaccount", "ro") },
+			table{"read /var/run/secrets/kubernetes.io/serviceaccount/file": "ENOENT", "list /var": "ok"}},
+		{"a token that is named", func(b *box) {
+			policy(b, "read_only: [/var/run/secrets/kubernetes.io/serviceaccount, /bin, /etc]")
+			volume(b, "token", "/var/run/secrets/kubernetes.io/serviceaccount", "ro")
+		}, table{"read /var/run/secrets/kubernetes.io/serviceaccount/file": "ok"}},
+		{"name servers without end", func(b *box) {
+			b.must(unix.Mkfifo(image(b, "etc/resolv.conf"), 0o666))
+		}, table{"read /root/secret": "EACCES"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBox(t)
+			test.prepare(b)
+			main := b.up()
+			for _, k := range []*talk{main, b.exec()} {
+				for verb, want := range test.want {
+					k.want(want, verb)
+				}
+			}
+		})
+	}
+}
