@@ -73,7 +73,12 @@ func inside(m *testing.M) int {
 	if dockerd, err = startDocker("docker", nil); err != nil {
 		return fail(err)
 	}
-	code := m.Run()
+	code := 1
+	if err := dockerd.load("busybox", "debian"); err != nil {
+		fail(err)
+	} else {
+		code = m.Run()
+	}
 	if err := dockerd.stop(); err != nil {
 		fmt.Fprintln(os.Stderr, "cannot stop dockerd:", err)
 		code = max(code, 1)
@@ -145,7 +150,6 @@ func configure() error {
 		return err
 	}
 	for file, text := range map[string]string{
-		"/etc/docker/daemon.json":          string(daemon),
 		"/etc/nemoclaw/policy.yaml":        policy,
 		"/etc/nemoclaw/policies/deaf.yaml": policy + "network: {ingress: none}\n",
 		"/etc/resolv.conf":                 "nameserver " + world.Nameserver.String() + "\n",
@@ -178,7 +182,7 @@ func settings(more map[string]any) ([]byte, error) {
 }
 
 // startDocker starts a dockerd with more in its configuration than usual, and
-// returns once it serves and has the images.
+// returns once it serves.
 func startDocker(name string, more map[string]any) (*engine, error) {
 	c := cache(os.Getenv(cacheEnv))
 	libraries, err := c.libraries()
@@ -220,12 +224,18 @@ func startDocker(name string, more map[string]any) (*engine, error) {
 	case err := <-e.ended:
 		return nil, fmt.Errorf("dockerd ended: %v\n%s", err, e.log)
 	}
-	for name, layer := range map[string]string{"busybox": c.busybox(), "debian": c.debian()} {
-		if out, err := e.client("import", "-c", `CMD ["sh"]`, layer, name).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("docker import %s: %w\n%s", layer, err, out)
+	return e, nil
+}
+
+// load makes images called as their layers' files are: busybox, debian.
+func (e *engine) load(images ...string) error {
+	for _, name := range images {
+		layer := filepath.Join(os.Getenv(cacheEnv), name+".tar")
+		if err := quietly(e.client("import", "-c", `CMD ["sh"]`, layer, name)); err != nil {
+			return fmt.Errorf("cannot make the image %s: %w", name, err)
 		}
 	}
-	return e, nil
+	return nil
 }
 
 // follow keeps dockerd's log and notices when it serves.

@@ -25,6 +25,9 @@ func TestUserNamespace(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	if err := remapped.load("busybox"); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ name, script, says string }{
 		{"root is somebody else", "awk '{print $2}' /proc/self/uid_map", "100000\n"},
 		{"layer 1", "cat /root/secret 2>/dev/null || echo refused; touch /sandbox/file && echo written", "refused\nwritten\n"},

@@ -45,19 +45,19 @@ func TestGuardedVolumes(t *testing.T) {
 	if err := os.Mkdir(keys, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ name, source, why string }{
-		{"docker's socket", "/run/docker.sock", "it is a socket"},
-		{"the host's files", "/etc", "it holds the host's own files"},
-		{"all of them", "/", "nemoclaw keeps"},
-		{"keys", keys, ".ssh holds credentials"},
-		{"nemoclaw's state", "/run/nemoclaw", "nemoclaw keeps"},
-		{"docker's directory", "/var/lib/docker", "/var/lib/docker belongs to a container engine"},
-		{"a device", "/dev/null", "it is a device"},
+	for _, c := range []struct{ name, source string }{
+		{"docker's socket", "/run/docker.sock"},
+		{"the host's files", "/etc"},
+		{"all of them", "/"},
+		{"keys", keys},
+		{"nemoclaw's state", "/run/nemoclaw"},
+		{"docker's directory", "/var/lib/docker"},
+		{"a device", "/dev/null"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := docker(t, "run", "--rm", "--runtime=nemoclaw", "-v", c.source+":/data:ro", "busybox", "true")
-			if s.code != 125 || !strings.Contains(s.err, c.source+": "+c.why) {
-				t.Errorf("%v\nwant %q", s, c.why)
+			if s.code != 125 || !strings.Contains(s.err, "cannot confine the container: volumes: "+c.source+": ") || !strings.Contains(s.err, "hint: ") {
+				t.Error(s)
 			}
 		})
 	}
