@@ -52,6 +52,9 @@ func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Den
 	if err != nil {
 		return nil, nil, err
 	}
+	if SharesProcesses(spec) {
+		again = append(again, seccomp.OthersLimits)
+	}
 	denials, err := seccomp.Denials(callNames(p.Seccomp.Deny), callNames(p.Seccomp.Allow), again)
 	if err != nil {
 		return nil, nil, err
@@ -59,6 +62,7 @@ func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Den
 	edits = append(edits,
 		Edit{note, func(s *oci.Spec) { s.Linux.Seccomp = profile }},
 		maskKernel(spec),
+		leaveOutTokens(spec, p),
 		resolvConf(host),
 	)
 	edits = append(edits, scratchDirs(spec, p, host)...)
@@ -156,6 +160,27 @@ func maskKernel(spec *oci.Spec) Edit {
 	e := Edit{apply: func(s *oci.Spec) { s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = masked, readonly }}
 	if n := len(masked) + len(readonly) - len(spec.Linux.MaskedPaths) - len(spec.Linux.ReadonlyPaths); n > 0 {
 		e.Does = fmt.Sprintf("mounts: %d more files of the kernel are hidden or read-only", n)
+	}
+	return e
+}
+
+// leaveOutTokens takes the mount of a Kubernetes service account's token away
+// unless the policy names it: where the image has no /run, it would lie in a
+// directory of the image and be granted with that.
+func leaveOutTokens(spec *oci.Spec, p *policy.Policy) Edit {
+	named := func(dest string) bool {
+		lists := slices.Concat(p.Filesystem.ReadOnly, p.Filesystem.ReadWrite)
+		return slices.ContainsFunc(lists, func(f policy.Path) bool { return isToken(f.Name) && within(dest, f.Name) })
+	}
+	var kept []oci.Mount
+	for _, m := range spec.Mounts {
+		if dest := path.Clean(m.Destination); !isToken(dest) || named(dest) {
+			kept = append(kept, m)
+		}
+	}
+	e := Edit{apply: func(s *oci.Spec) { s.Mounts = kept }}
+	if len(kept) < len(spec.Mounts) {
+		e.Does = "mounts: the service account's token is left out, the policy does not name it"
 	}
 	return e
 }

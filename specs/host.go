@@ -9,6 +9,9 @@ type Host struct {
 	LogDir           string // and its audit logs
 	PolicyFile       string // resolved; empty for the built-in
 
+	// ConfigDirs hold nemoclaw's settings and the policies of other containers.
+	ConfigDirs []string
+
 	// Volumes are the spec's bind mounts, in its order.
 	Volumes []Volume
 
@@ -29,6 +32,7 @@ type Volume struct {
 	Destination string
 	ReadOnly    bool
 	Kind        Kind
+	Dev, Ino    uint64   // of Resolved; 0: not known
 	Sockets     []string // listening unix sockets at or below Resolved
 }
 
@@ -47,4 +51,5 @@ const (
 type Image struct {
 	TopLevel []string // names of the directories in "/"
 	Program  string   // args[0], resolved to an absolute path
+	Volumes  []string // where the volumes really are, links of the image followed
 }

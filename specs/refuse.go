@@ -50,16 +50,38 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 	if !slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return m.Type == "proc" && path.Clean(m.Destination) == "/proc" }) {
 		fault("add the usual proc mount to the spec", "mounts: there is no proc mount at /proc, so the image could supply the launcher")
 	}
+	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.IPCNamespace }) {
+		fault("leave out --ipc host", "ipc: the container shares the host's, and with it the memory that programs of its user share there")
+	}
+	for _, m := range spec.Mounts {
+		if why := misplaced(m); why != "" {
+			fault("", "mounts: %s: %s", m.Destination, why)
+		}
+	}
+	for _, d := range spec.Linux.Devices {
+		if at := path.Clean(d.Path); !within(at, "/dev") || within(at, "/dev/shm") || within(at, "/dev/mqueue") {
+			fault("leave it in /dev and list it in the policy", "devices: %s: to Landlock it would be a file like others there", d.Path)
+		}
+	}
+	if spec.Process != nil {
+		for _, f := range p.Filesystem.ReadOnly {
+			if r := opened(f, StaticRules(spec, p, host)); r != nil {
+				fault("take it out of read_only, or name what may be written below "+r.Path,
+					"filesystem: %s cannot be read-only: it lies in %s (%s), which may be written", f.Name, r.Path, r.Why)
+			}
+		}
+	}
 	if spec.Hooks != nil && len(spec.Hooks.StartContainer) > 0 {
 		fault("", "hooks: startContainer hooks run inside the container before the layers are on")
 	}
 	for _, v := range host.Volumes {
 		if dir := ours(v, host); dir != "" {
-			fault("mount something smaller", "volumes: %s: nemoclaw keeps the gateway's socket and the audit log in %s", v.Source, dir)
+			fault("mount something smaller", "volumes: %s: %s is nemoclaw's own: sockets, audit logs, policies", v.Source, dir)
 			continue
 		}
-		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Source) {
-			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", v.Source), "volumes: %s: %s", v.Source, why)
+		// By what a link leads to: whoever owns it could lead it elsewhere.
+		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Resolved) {
+			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", v.Resolved), "volumes: %s: %s", v.Source, why)
 		}
 		if !v.ReadOnly && host.PolicyFile != "" && within(host.PolicyFile, v.Resolved) {
 			fault("mount it read-only, or keep the policy elsewhere", "volumes: %s: the policy file %s lies in it, and the program could rewrite it", v.Source, host.PolicyFile)
@@ -72,6 +94,38 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 // own, as with docker run --pid: there it could send signals to strangers.
 func SharesProcesses(spec *oci.Spec) bool {
 	return !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.PIDNamespace && n.Path == "" })
+}
+
+// kernelMounts are the file systems that a container may have besides volumes
+// and tmpfs, and below what each belongs: anywhere else its files would be
+// granted as if they were the image's.
+var kernelMounts = map[string]string{"proc": "/proc", "sysfs": "/sys", "cgroup": "/sys", "cgroup2": "/sys", "devpts": "/dev", "mqueue": "/dev", "tmpfs": "/"}
+
+// misplaced returns why m cannot be judged, or "". A disk or a network file
+// system passes by the guard of volumes: whoever wants one binds it.
+func misplaced(m oci.Mount) string {
+	if isBind(m) {
+		return ""
+	}
+	at, known := kernelMounts[m.Type]
+	switch {
+	case !known:
+		return fmt.Sprintf("a file system of type %q is not a volume that could be judged", m.Type)
+	case !within(path.Clean(m.Destination), at), m.Type == "proc" && path.Clean(m.Destination) != at:
+		return fmt.Sprintf("%s belongs below %s", m.Type, at)
+	}
+	return ""
+}
+
+// opened returns the rule that makes f writable although a person listed it as
+// read-only, or nil: Landlock grants the union of rules on the way.
+func opened(f policy.Path, rules []landlock.Rule) *landlock.Rule {
+	for i, r := range rules {
+		if f.Line > 0 && r.Access&landlock.WriteFile != 0 && r.Path != f.Name && within(f.Name, r.Path) {
+			return &rules[i]
+		}
+	}
+	return nil
 }
 
 // HostNetwork refuses a container that is to live in the host's network: its
@@ -87,8 +141,13 @@ type Refusal struct{ Why, Hint string }
 func (r *Refusal) Error() string { return r.Why }
 
 // sensitive are places whose mount would give away the host; a volume that is
-// one of them or contains one is refused.
-var sensitive = []string{"/", "/etc", "/root", "/home", "/run", "/dev", "/proc", "/sys", "/boot"}
+// one of them or contains one is refused, and of the trees also what lies in
+// them: sockets that appear later, and the kernel's own files, which a program
+// with the user id 0 may write without any capability.
+var (
+	sensitive      = []string{"/", "/etc", "/root", "/home", "/run", "/dev", "/proc", "/sys", "/boot"}
+	sensitiveTrees = []string{"/run", "/dev", "/proc", "/sys", "/boot"}
+)
 
 // secretNames are directories and files that hold credentials wherever they
 // lie: a volume at or below one is refused.
@@ -108,13 +167,14 @@ var handedOut = []string{
 	"/var/lib/docker/*/containers/*/resolv.conf", "/var/lib/docker/*/containers/*/hosts", "/var/lib/docker/*/containers/*/hostname", "/var/lib/docker/*/containers/*/mounts",
 	"/var/lib/kubelet/pods/*/volumes", "/var/lib/kubelet/pods/*/volume-subpaths", "/var/lib/kubelet/pods/*/etc-hosts", "/var/lib/kubelet/pods/*/containers",
 	"/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/*", "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/*",
+	"/var/lib/rancher/*/agent/containerd/io.containerd.grpc.v1.cri/sandboxes/*", "/run/k3s/containerd/io.containerd.grpc.v1.cri/sandboxes/*",
 	"/var/lib/containers/storage/volumes/*/_data", "/var/lib/containers/storage/overlay-containers/*", "/run/containers/storage/overlay-containers/*",
 }
 
 // ours returns the directory of nemoclaw's that v would bring into reach, which
 // no policy can allow, or "".
 func ours(v Volume, host Host) string {
-	for _, dir := range []string{host.RunDir, host.LogDir} {
+	for _, dir := range append([]string{host.RunDir, host.LogDir}, host.ConfigDirs...) {
 		if within(dir, v.Resolved) || within(v.Resolved, dir) {
 			return dir
 		}
@@ -137,6 +197,11 @@ func guard(v Volume) string {
 			return "it holds the host's own files"
 		case within(s, at):
 			return "it contains " + s
+		}
+	}
+	for _, s := range sensitiveTrees {
+		if within(at, s) && !isHandedOut(at) {
+			return "it lies in " + s
 		}
 	}
 	if path.Dir(at) == "/home" {

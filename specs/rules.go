@@ -27,11 +27,11 @@ func StaticRules(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 	for _, f := range p.Filesystem.ReadWrite {
 		rules = append(rules, listed(p, f, writeAccess(f.Name)))
 	}
-	if dir := path.Clean(spec.Process.Cwd); p.Filesystem.IncludeWorkdir && !isSystemDir(dir) {
+	if dir := path.Clean(spec.Process.Cwd); p.Filesystem.IncludeWorkdir && !isSystemDir(dir) && !listedReadOnly(p, dir) {
 		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadWrite, Why: "working directory"})
 	}
 	if p.Filesystem.Volumes == policy.VolumesFollow {
-		rules = append(rules, volumes(spec, host)...)
+		rules = append(rules, volumes(spec, p, host)...)
 	}
 	return rules
 }
@@ -68,28 +68,69 @@ var engineFiles = []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}
 
 // volumes grants bind and tmpfs mounts as they are mounted. What the engine
 // mounts below /proc, /sys and /dev is covered by the lists or not at all.
-func volumes(spec *oci.Spec, host Host) []landlock.Rule {
+func volumes(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 	var rules []landlock.Rule
-	add := func(dest string, readOnly bool, what string) {
-		dest = path.Clean(dest)
-		if within(dest, "/proc") || within(dest, "/sys") || within(dest, "/dev") || isToken(dest) {
+	add := func(r landlock.Rule, readOnly bool) {
+		if IsKernel(r.Path) || isToken(r.Path) {
 			return
 		}
-		access := landlock.ReadWrite
-		if readOnly {
-			access = landlock.ReadOnly
+		r.Access, r.Mount = landlock.ReadWrite, true
+		if readOnly || listedReadOnly(p, r.Path) {
+			r.Access = landlock.ReadOnly
 		}
-		rules = append(rules, landlock.Rule{Path: dest, Access: access, Mount: true, Why: what})
+		rules = append(rules, r)
 	}
-	for _, v := range host.Volumes {
-		add(v.Destination, v.ReadOnly || slices.Contains(engineFiles, path.Clean(v.Destination)), "volume "+v.Source)
+	for _, v := range Visible(spec, host.Volumes) {
+		dest := path.Clean(v.Destination)
+		add(landlock.Rule{Path: dest, Dev: v.Dev, Ino: v.Ino, Why: "volume " + v.Source}, v.ReadOnly || slices.Contains(engineFiles, dest))
 	}
 	for _, m := range spec.Mounts {
-		if m.Type == "tmpfs" {
-			add(m.Destination, slices.Contains(m.Options, "ro"), "tmpfs")
+		if dest := path.Clean(m.Destination); m.Type == "tmpfs" && !isBind(m) && top(spec, dest).Type == "tmpfs" {
+			add(landlock.Rule{Path: dest, Why: "tmpfs"}, slices.Contains(m.Options, "ro"))
 		}
 	}
 	return rules
+}
+
+// Visible returns those of volumes that no later mount covers.
+func Visible(spec *oci.Spec, volumes []Volume) []Volume {
+	var seen []Volume
+	for i, v := range volumes {
+		again := slices.ContainsFunc(volumes[i+1:], func(w Volume) bool { return path.Clean(w.Destination) == path.Clean(v.Destination) })
+		if !again && isBind(top(spec, path.Clean(v.Destination))) {
+			seen = append(seen, v)
+		}
+	}
+	return seen
+}
+
+// top returns the mount that is seen at dest, or nothing if that lies higher up.
+func top(spec *oci.Spec, dest string) oci.Mount {
+	for _, m := range slices.Backward(spec.Mounts) {
+		switch at := path.Clean(m.Destination); {
+		case at == dest:
+			return m
+		case within(dest, at):
+			return oci.Mount{}
+		}
+	}
+	return oci.Mount{}
+}
+
+func isBind(m oci.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// IsKernel reports whether dest lies where the kernel's own files are.
+func IsKernel(dest string) bool {
+	return within(dest, "/proc") || within(dest, "/sys") || within(dest, "/dev")
+}
+
+// listedReadOnly reports whether a person wrote dir, or a directory above it,
+// into read_only: neither the image's working directory nor a volume makes that
+// writable.
+func listedReadOnly(p *policy.Policy, dir string) bool {
+	return slices.ContainsFunc(p.Filesystem.ReadOnly, func(f policy.Path) bool { return f.Line > 0 && within(dir, f.Name) })
 }
 
 // isToken reports whether dest is where Kubernetes puts a service account's
@@ -123,6 +164,9 @@ func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 	}
 	var rules []landlock.Rule
 	grant := func(dir string) {
+		if p.Filesystem.Volumes == policy.VolumesPolicyOnly && image.holdsVolume(dir, p) {
+			return
+		}
 		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadOnly, Optional: true, Why: "image"})
 	}
 	for _, name := range image.TopLevel {
@@ -141,6 +185,15 @@ func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 		grant(image.Program)
 	}
 	return rules
+}
+
+// holdsVolume reports whether a volume that the lists do not grant lies in dir,
+// or is dir: a rule on the image's directory would grant it too.
+func (i Image) holdsVolume(dir string, p *policy.Policy) bool {
+	lists := slices.Concat(p.Filesystem.ReadOnly, p.Filesystem.ReadWrite)
+	return slices.ContainsFunc(i.Volumes, func(v string) bool {
+		return within(v, dir) && !slices.ContainsFunc(lists, func(f policy.Path) bool { return within(v, f.Name) })
+	})
 }
 
 func searchPath(env []string) []string {

@@ -13,6 +13,9 @@ type Rule struct {
 	// Mount says that the path must be the root of a mount: it is a volume,
 	// granted as the engine mounted it and not what lies under it.
 	Mount bool `json:"mount,omitempty"`
+	// Dev and Ino identify a bind mount; both are 0 for a tmpfs.
+	Dev uint64 `json:"dev,omitempty"`
+	Ino uint64 `json:"ino,omitempty"`
 	// Make is a directory that is made where it is missing.
 	Make bool `json:"make,omitempty"`
 	// Why is the rule's origin, for people: "policy.yaml:4", "image", "volume".

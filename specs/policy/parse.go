@@ -76,8 +76,15 @@ func (p *parser) filesystem(n *yaml.Node, f *Filesystem) {
 		{key: "allow_volumes", read: func(n *yaml.Node) { f.AllowVolumes = p.volumes(n) }},
 	}, p.later("filesystem", "write_execute", "read_data")...))
 	for _, ro := range f.ReadOnly {
-		if i := slices.IndexFunc(f.ReadWrite, func(rw Path) bool { return rw.Name == ro.Name }); i >= 0 && ro.Line > 0 && f.ReadWrite[i].Line > 0 {
-			p.faultAt(max(ro.Line, f.ReadWrite[i].Line), 1, "%s is in read_only (line %d) and in read_write (line %d); write it in one of them", ro.Name, ro.Line, f.ReadWrite[i].Line)
+		for _, rw := range f.ReadWrite {
+			switch {
+			case ro.Line == 0:
+			case ro.Name == rw.Name && rw.Line > 0:
+				p.faultAt(max(ro.Line, rw.Line), 1, "%s is in read_only (line %d) and in read_write (line %d); write it in one of them", ro.Name, ro.Line, rw.Line)
+			case strings.HasPrefix(ro.Name, rw.Name+"/"):
+				// Landlock grants the union of rules: the outer one wins.
+				p.faultAt(ro.Line, 1, "%s cannot be read-only: it lies in %s, which may be written; write what may be written instead of %s", ro.Name, rw.Name, rw.Name)
+			}
 		}
 	}
 }

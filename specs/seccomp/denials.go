@@ -119,6 +119,12 @@ var Groups = []Group{
 	},
 }
 
+// OthersLimits is for sandboxes that share a pid namespace: with prlimit(2) a
+// program ends any process of its own user id (RLIMIT_CPU), and Landlock, which
+// keeps its signals inside, does not mediate that. 0 is the caller.
+var OthersLimits = Denial{Call: "prlimit64", Errno: eperm, If: []Test{{Arg: 0, In: false, Values: []uint32{0}}},
+	Why: "the limits of another process"}
+
 // socketDenials is the allow list of socket families, types and protocols,
 // turned round: UNIX, INET and INET6 but neither raw nor packet sockets, and of
 // NETLINK the routing protocol alone, which libc's getaddrinfo needs.
