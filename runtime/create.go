@@ -282,8 +282,10 @@ func (r *Runtime) joinNamespace(n *newborn) (err error) {
 		if n.inner, err = hooks.NewNetns(); err != nil {
 			return err
 		}
-		ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.inner.Fd())
 	}
+	// By descriptor: what is fenced is what init joins, whatever lies at the
+	// path by then.
+	ns.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.inner.Fd())
 	return nil
 }
 
@@ -487,6 +489,9 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 		return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
 	}
 	image := specs.Image{Program: absolute(found, process.Cwd)}
+	if image.Volumes, err = root.volumes(n.spec, n.host.Volumes); err != nil {
+		return nil, err
+	}
 	if image.TopLevel, err = root.topLevel(); err != nil {
 		return nil, err
 	}

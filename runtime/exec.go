@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 
+	"nemoclaw/egress/control"
 	"nemoclaw/hooks"
 	"nemoclaw/specs"
 )
@@ -143,6 +144,9 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 		return err
 	}
 	opened.add(root.Close)
+	if start, err := control.StartTime(state.InitProcessPid); err != nil || start != state.InitProcessStartTime {
+		return fmt.Errorf("cannot exec in container %s: its init is gone", id)
+	}
 	process.Args = program
 	found, err := root.lookPath(process)
 	if err != nil {

@@ -8,8 +8,10 @@ import (
 	"strings"
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
+	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"nemoclaw/specs"
 	"nemoclaw/specs/landlock"
 )
 
@@ -20,9 +22,8 @@ type containerRoot struct {
 	uid, gid int // of the container's user, on the host: owner of what is made
 }
 
-// openContainerRoot opens init's root. init is held by its pidfd meanwhile: if
-// it is gone the error says so, in words that no engine takes for a missing
-// program.
+// openContainerRoot opens init's root. If init is gone the error says so, in
+// words that no engine takes for a missing program.
 func openContainerRoot(pid, uid, gid int) (*containerRoot, error) {
 	fd, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -61,6 +62,30 @@ func (r *containerRoot) topLevel() ([]string, error) {
 		if e.IsDir() {
 			names = append(names, e.Name())
 		}
+	}
+	return names, nil
+}
+
+// volumes returns where the volumes really are, and an error if one is not what
+// the guard judged: its source was swapped, by somebody who may write above it.
+func (root *containerRoot) volumes(spec *oci.Spec, list []specs.Volume) ([]string, error) {
+	var names []string
+	for _, v := range specs.Visible(spec, list) {
+		fd, err := root.open(v.Destination, unix.O_PATH, following)
+		if err != nil {
+			return nil, fmt.Errorf("cannot find volume %s at %s: %s", v.Source, v.Destination, err)
+		}
+		var st unix.Stat_t
+		err = unix.Fstat(fd, &st)
+		name, nerr := root.name(fd)
+		unix.Close(fd)
+		if err = errors.Join(err, nerr); err != nil {
+			return nil, fmt.Errorf("cannot identify volume %s: %w", v.Source, err)
+		}
+		if v.Ino != 0 && (st.Dev != v.Dev || st.Ino != v.Ino) {
+			return nil, fmt.Errorf("cannot mount volume %s: another file was put in its place meanwhile", v.Source)
+		}
+		names = append(names, name)
 	}
 	return names, nil
 }
@@ -121,8 +146,10 @@ func (s *seal) add(root *containerRoot, fd int, r landlock.Rule) (*landlock.Gran
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
 		return nil, "", err
 	}
-	if r.Mount && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return nil, "it is not the root of a volume any more and grants nothing", nil
+	if r.Mount {
+		if why, err := root.otherMount(fd, &st, r); err != nil || why != "" {
+			return nil, why, err
+		}
 	}
 	access := r.Access & landlock.Handled(s.abi)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -140,6 +167,29 @@ func (s *seal) add(root *containerRoot, fd int, r landlock.Rule) (*landlock.Gran
 	}
 	return &landlock.Granted{Path: name, Access: access, Why: r.Why,
 		Dev: unix.Mkdev(st.Dev_major, st.Dev_minor), Ino: st.Ino}, "", nil
+}
+
+// otherMount returns why what was found is not the mount that r is about. A
+// link on the way may lie in a volume, and so be an agent's to lead anywhere:
+// the root is a mount as well, and so is /dev.
+func (root *containerRoot) otherMount(fd int, st *unix.Statx_t, r landlock.Rule) (string, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return "", err
+	}
+	name, err := root.name(fd)
+	switch {
+	case err != nil:
+		return "", err
+	case st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
+		return "it is not the root of a volume any more and grants nothing", nil
+	case name == "/" || specs.IsKernel(name):
+		return fmt.Sprintf("it leads to %s and grants nothing", name), nil
+	case r.Ino != 0 && (st.Ino != r.Ino || unix.Mkdev(st.Dev_major, st.Dev_minor) != r.Dev),
+		r.Ino == 0 && fs.Type != unix.TMPFS_MAGIC:
+		return "another mount was found there, which it does not grant", nil
+	}
+	return "", nil
 }
 
 // name is the kernel's own name of fd, from the container's root on. A path in

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -33,6 +34,7 @@ func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (s
 		RunDir:           s.RunDir,
 		LogDir:           s.LogDir,
 		PolicyFile:       p.Path,
+		ConfigDirs:       []string{filepath.Dir(settings.File), s.PolicyDir},
 		Volumes:          volumes(spec),
 		HasResolvConf:    hasResolvConf(spec, root),
 		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
@@ -90,15 +92,20 @@ func hasResolvConf(spec *oci.Spec, root string) bool {
 	}
 	f := os.NewFile(uintptr(fd), "resolv.conf")
 	defer f.Close()
-	return len(nameservers(f)) > 0
+	st, err := f.Stat()
+	return err == nil && st.Mode().IsRegular() && len(nameservers(io.LimitReader(f, maxResolvConf))) > 0
 }
+
+// maxResolvConf is how much of an image's resolv.conf is read, in bytes: the
+// image may have made it as long as it likes.
+const maxResolvConf = 64 << 10
 
 // volumes describes the spec's bind mounts.
 func volumes(spec *oci.Spec) []specs.Volume {
 	var out []specs.Volume
 	var listening []string
 	for _, m := range spec.Mounts {
-		if m.Type != "bind" && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
+		if !isBind(m) {
 			continue
 		}
 		source, err := filepath.Abs(m.Source)
@@ -112,6 +119,9 @@ func volumes(spec *oci.Spec) []specs.Volume {
 		}
 		if st, err := os.Stat(v.Resolved); err == nil {
 			v.Kind = kind(st.Mode())
+			if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+				v.Dev, v.Ino = sys.Dev, sys.Ino
+			}
 		}
 		if v.Kind == specs.Directory {
 			if listening == nil {
@@ -122,6 +132,10 @@ func volumes(spec *oci.Spec) []specs.Volume {
 		out = append(out, v)
 	}
 	return out
+}
+
+func isBind(m oci.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
 func kind(m os.FileMode) specs.Kind {

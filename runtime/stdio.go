@@ -282,6 +282,7 @@ func writePidFile(file string, p *libcontainer.Process) error {
 		return err
 	}
 	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file))
+	_ = os.Remove(tmp) // of one of us that was killed here
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
