@@ -166,8 +166,12 @@ __attribute__((used, noreturn)) void launch(long *stack)
 
 	read_plan(fd + 1);
 	enter_landlock(fd + 2, fd + 3);
-	for (int i = 0; i < 4; i++)
-		call(__NR_close, fd + i, 0, 0, 0);
+	for (int i = 0; i < 4; i++) {
+		long err = call(__NR_close, fd + i, 0, 0, 0);
+
+		if (err) /* with the ruleset a program could widen later execs */
+			refuse("launcher", "a descriptor cannot be closed", err);
+	}
 	enter_seccomp();
 
 	long err = call(__NR_execve, (long)plan.path, (long)(argv + 1), (long)envp, 0);
