@@ -237,6 +237,9 @@ func (l *Log) append(entries []Entry) error {
 	if err != nil {
 		return err
 	}
+	if err := l.present(); err != nil {
+		return err
+	}
 	n, err := l.file.Write(text)
 	l.advance(text[:max(n, 0)], ends)
 	l.unconfirmed = l.unconfirmed || n > 0
@@ -255,6 +258,19 @@ func (l *Log) append(entries []Entry) error {
 	l.syncSoon()
 	close(l.changed)
 	l.changed = make(chan struct{})
+	return nil
+}
+
+// present refuses to write what nobody will find: a file that was removed takes
+// every line, and is gone with the sandbox.
+func (l *Log) present() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(l.file.Fd()), &st); err != nil {
+		return fmt.Errorf("cannot record: %w", err)
+	}
+	if st.Nlink == 0 {
+		return fmt.Errorf("cannot record: %s was removed", l.name)
+	}
 	return nil
 }
 

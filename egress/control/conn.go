@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ const (
 	MaxMessage = 4 << 20
 	// MaxFiles is how many descriptors one message carries at the most.
 	MaxFiles = 16
+	// sendWait is how long Send waits for room. Whoever leaves more than
+	// MaxMessage bytes unread for so long is stuck, and must not hold others up.
+	sendWait = time.Second
 )
 
 // Conn is one end of a conversation: whole messages, in order, with
@@ -83,7 +87,9 @@ func newConn(u *net.UnixConn) (*Conn, error) {
 	return &Conn{c: u}, nil
 }
 
-// Send sends one message and the descriptors of files, which stay open here.
+// Send sends one message and the descriptors of files, which stay open here. A
+// message is sent whole or not at all. To a peer that does not read it is an
+// error after a second, os.ErrDeadlineExceeded.
 func (c *Conn) Send(msg any, files ...*os.File) error {
 	b, err := json.Marshal(msg)
 	if err != nil {
@@ -102,6 +108,9 @@ func (c *Conn) Send(msg any, files ...*os.File) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err := c.c.SetWriteDeadline(time.Now().Add(sendWait)); err != nil {
+		return fmt.Errorf("cannot send %T: %w", msg, err)
+	}
 	if _, _, err := c.c.WriteMsgUnix(b, oob, nil); err != nil {
 		return fmt.Errorf("cannot send %T: %w", msg, err)
 	}

@@ -1,0 +1,28 @@
+package control
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+// A peer that does not read holds nobody up for ever: a worker that was taken
+// over could keep its monitor from ever cutting a connection.
+func TestSendToWhoeverDoesNotRead(t *testing.T) {
+	ours, theirs, err := Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	text := FromMonitor{Fault: strings.Repeat("x", 1<<20)}
+	for range 10 * MaxMessage >> 20 {
+		if err = ours.Send(text); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after %d MiB: %v", 10*MaxMessage>>20, err)
+	}
+}
