@@ -135,7 +135,7 @@ func (m *Monitor) status() control.Status {
 		Generation:  generation,
 		PolicyFault: m.rules.fault,
 		Links:       append([]string{}, m.rules.links...),
-		Open:        m.worker.open,
+		Open:        len(m.worker.open),
 		Allowed:     m.allowed,
 		Refused:     m.refused,
 		AuditLog:    m.attached.AuditLog,

@@ -42,9 +42,19 @@ func (p *pendings) add(r *control.Record, now time.Time) {
 	e.Reason, e.Request, e.Last = clip(r.Reason, maxHost), clip(r.Request, maxHost), now
 	e.Count += max(r.Count, 1)
 	if r.Process != nil {
-		e.Process = r.Process
+		e.Process = brief(r.Process)
 	}
 	p.list = append(p.list, e)
+}
+
+// brief is what an operator needs to know of a process, in bounds: the list is
+// kept, and what is in it comes from the worker.
+func brief(p *control.Process) *control.Process {
+	b := &control.Process{PID: p.PID, Name: clip(p.Name, maxHost), Exe: clip(p.Exe, maxText), UID: p.UID}
+	for _, exe := range p.Ancestors[:min(len(p.Ancestors), maxKin)] {
+		b.Ancestors = append(b.Ancestors, clip(exe, maxHost))
+	}
+	return b
 }
 
 // target is what an approval would name: the host, or the address of a

@@ -45,13 +45,14 @@ func (m *Monitor) count(list []control.Record, written bool) {
 		case control.Allow:
 			if written {
 				m.allowed++
-				m.worker.open++
+				m.worker.opened(r.Request)
 			}
 		case control.Refuse:
+			m.worker.closed(r.Request) // its address was none that may be reached
 			m.refused += uint64(max(r.Count, 1))
 			m.pending.add(r, now)
 		case control.End, control.Cut, control.Fail:
-			m.worker.open = max(m.worker.open-1, 0)
+			m.worker.closed(r.Request)
 		}
 	}
 }

@@ -47,6 +47,15 @@ func TestReload(t *testing.T) {
 			s.must(os.Symlink("v2", filepath.Join(dir, "..new")))
 			s.must(os.Rename(filepath.Join(dir, "..new"), filepath.Join(dir, "..data")))
 		}},
+		{"by a link to its directory", func(s *sandbox) {
+			dir := filepath.Dir(s.policy)
+			s.must(os.Rename(dir, dir+".1"))
+			s.must(os.Symlink(dir+".1", dir))
+			s.must(os.Mkdir(dir+".2", 0o755))
+			s.must(os.WriteFile(filepath.Join(dir+".2", "policy.yaml"), []byte(andMore), 0o644))
+			s.must(os.Symlink(dir+".2", dir+".new"))
+			s.must(os.Rename(dir+".new", dir))
+		}},
 		{"and the operator asks", func(s *sandbox) {
 			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
 			go func() { s.operator("POST", "/v1/reload", "", new(control.Reloaded)) }()

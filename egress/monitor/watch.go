@@ -17,8 +17,9 @@ const (
 	// gone, must stay as it is before it counts.
 	quiet = 100 * time.Millisecond
 	// pollEvery finds changes that inotify does not report: network file
-	// systems, directories that are mounted over.
-	pollEvery = 2 * time.Second
+	// systems, directories that are mounted over or are links further up. What
+	// they revoke is cut within a second too.
+	pollEvery = 500 * time.Millisecond
 )
 
 // The events of a directory that may mean another policy (inotify(7)). A

@@ -33,10 +33,25 @@ type worker struct {
 	conn     *control.Conn
 	process  *os.Process
 	pid      int
-	ready    bool // it has put rules into force
-	open     int  // connections passing
+	ready    bool            // it has put rules into force
+	open     map[string]bool // connections passing, by their request
 	restarts int
 }
+
+// maxOpen bounds what a worker can make its monitor remember; an honest one has
+// fewer connections at once.
+const maxOpen = 4096
+
+func (w *worker) opened(request string) {
+	if w.open == nil {
+		w.open = map[string]bool{}
+	}
+	if len(w.open) < maxOpen {
+		w.open[clip(request, maxHost)] = true
+	}
+}
+
+func (w *worker) closed(request string) { delete(w.open, clip(request, maxHost)) }
 
 func (w worker) kill() {
 	if w.process != nil {
@@ -70,7 +85,7 @@ func (m *Monitor) superviseWorker(ctx context.Context) {
 // workerEnded writes down why a worker has ended.
 func (m *Monitor) workerEnded(why error) {
 	m.mu.Lock()
-	open := m.worker.open
+	open := len(m.worker.open)
 	m.worker = worker{restarts: m.worker.restarts + 1}
 	m.rules.latest = control.Applied{} // nothing is in force until the next one says so
 	m.mu.Unlock()
@@ -199,7 +214,7 @@ func (m *Monitor) awaitIdle(wait time.Duration) bool {
 	defer cancel()
 	for {
 		m.mu.Lock()
-		idle := m.worker.conn == nil || m.worker.open == 0
+		idle := m.worker.conn == nil || len(m.worker.open) == 0
 		m.mu.Unlock()
 		if idle {
 			return true

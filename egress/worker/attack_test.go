@@ -109,3 +109,29 @@ func TestLastWordIsInForce(t *testing.T) {
 		}
 	}
 }
+
+// A connection that was recorded as allowed and then refused for its address is
+// taken back line by line, however many there are.
+func TestAllowedThenRefusedIsNotFolded(t *testing.T) {
+	sb := newSandbox(t, "egress:\n  rules:\n    - host: db.example.com\n      port: 5432\n")
+	sb.names["db.example.com"] = []netip.Addr{addrOf("10.1.2.3")}
+	const many = 3 * foldKey
+	for range many {
+		wantReset(t, sb.dial("db.example.com", 5432))
+	}
+	allowed, refused := map[string]bool{}, 0
+	for range 2 * many {
+		switch r := sb.record(); r.Verdict {
+		case control.Allow:
+			allowed[r.Request] = true
+		case control.Refuse:
+			if !allowed[r.Request] || r.Count != 0 {
+				t.Errorf("%s of request %q, %d times", told(r), r.Request, r.Count)
+			}
+			refused++
+		}
+	}
+	if len(allowed) != many || refused != many {
+		t.Errorf("%d were allowed and %d refused, want %d", len(allowed), refused, many)
+	}
+}

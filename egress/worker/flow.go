@@ -32,11 +32,12 @@ type flow struct {
 	who     question
 	process *control.Process
 
-	proto  string // "tcp", "tls", "http", "dns"
-	method string
-	sent   int64
-	got    int64
-	last   atomic.Bool // the program's side stays open behind the server's end, for our last words
+	proto    string // "tcp", "tls", "http", "dns"
+	method   string
+	sent     int64
+	got      int64
+	recorded bool        // as allowed
+	last     atomic.Bool // the program's side stays open behind the server's end, for our last words
 
 	mu      sync.Mutex
 	verdict verdict
@@ -399,6 +400,7 @@ func (f *flow) open() bool {
 		f.answer(fault{reason: policy.Unrecorded, proto: f.proto})
 		return false
 	}
+	f.recorded = true
 	up, fail := f.s.connect(f.ctx, f.target, f.inForce)
 	if fail == nil && f.connected(up) {
 		return true

@@ -80,7 +80,11 @@ func (f *flow) refuse(ft fault) {
 	f.proto = ft.proto
 	f.process = f.who.wait(f.s.ctx)
 	rec := f.record(control.Refuse, ft.reason, ft.detail)
-	if err := f.s.records.refuse(rec); err == errGone {
+	write := f.s.records.refuse
+	if f.recorded { // what was told as allowed is taken back line by line
+		write = f.s.records.write
+	}
+	if err := write(rec); err == errGone {
 		reset(f.c)
 		return
 	}

@@ -1,0 +1,60 @@
+package monitor
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"nemoclaw/egress/control"
+)
+
+// What an allowed connection becomes, its end included, is counted once: a
+// program cannot make connections seem open that are not, and the sandbox's end
+// wait for them.
+func TestOpenConnections(t *testing.T) {
+	s, w := up(t)
+	say := func(v control.Verdict, request string) {
+		w.record(control.Record{Verdict: v, Host: "api.example.org", Port: 443, Request: request})
+	}
+	for _, step := range []struct {
+		verdict control.Verdict
+		request string
+		open    int
+	}{
+		{control.Allow, "1", 1},
+		{control.Refuse, "1", 0}, // allowed by its name and refused by its address
+		{control.Refuse, "2", 0},
+		{control.Allow, "3", 1},
+		{control.Allow, "4", 2},
+		{control.End, "3", 1},
+		{control.End, "3", 1},
+		{control.Cut, "4", 0},
+		{control.Allow, "5", 1},
+		{control.Fail, "5", 0},
+	} {
+		say(step.verdict, step.request)
+		if got := s.status().Open; got != step.open {
+			t.Errorf("after %s of %s: %d open, want %d", step.verdict, step.request, got, step.open)
+		}
+	}
+}
+
+// What a worker says is kept in bounds, whatever it says.
+func TestWorkersWordsAreBounded(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	var p pendings
+	p.add(&control.Record{Host: long, Port: 1, Reason: "not-listed", Request: long, Process: &control.Process{
+		Name: long, Exe: long, Args: []string{long}, Ancestors: strings.Split(strings.Repeat(long+" ", 20), " "),
+	}}, time.Now())
+	if n := len(fmt.Sprint(p.list[0], *p.list[0].Process)); n > 8<<10 {
+		t.Errorf("a pending decision takes %d bytes", n)
+	}
+	var w worker
+	for i := range 2 * maxOpen {
+		w.opened(fmt.Sprint(i))
+	}
+	if len(w.open) != maxOpen {
+		t.Errorf("%d connections are kept in mind", len(w.open))
+	}
+}
