@@ -227,7 +227,7 @@ func TestOptionsThatGiveTheHostAway(t *testing.T) {
 		{"seccomp=unconfined", "--security-opt=seccomp=unconfined", status, tight},
 		{"--pid=host: signals", "--pid=host", fmt.Sprintf("kill -0 %d 2>/dev/null || echo refused", os.Getpid()), "refused"},
 		{"--pid=host: other programs' files", "--pid=host", fmt.Sprintf("ls /proc/%d/root/ >/dev/null 2>&1 || echo refused", os.Getpid()), "refused"},
-		{"--ipc=host", "--ipc=host", "echo runs", "runs"},
+		{"--ipc=host: refused", "--ipc=host", "echo runs", ""},
 		{"--uts=host", "--uts=host", "hostname other 2>/dev/null || echo refused", "refused"},
 		{"--cgroupns=private", "--cgroupns=private", "echo runs", "runs"},
 		{"--device", "--device=/dev/fuse", "head -c1 /dev/fuse 2>&1", "head: /dev/fuse: Permission denied"},
