@@ -66,8 +66,8 @@ fuzz: ## fuzz every reader of strangers' bytes, FUZZTIME (20s) each
 		done; \
 	done
 
-bench: build ## measure beside runc, crun, haproxy and nginx
-	$(GO) run ./integration/bench
+bench: build ## measure beside runc, crun, haproxy and nginx; BENCH="-only net -rounds 9"
+	CGO_ENABLED=0 $(GO) run ./integration/bench $(BENCH)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest

@@ -56,7 +56,7 @@ func runHost(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	err = cmd.Run()
 	if _, ok := errors.AsType[*exec.ExitError](err); ok {
-		err = fmt.Errorf("stopped: %w", err)
+		err = errors.New("not everything was measured") // it has said why
 	}
 	return errors.Join(err, sweep(cgroup), os.RemoveAll(scratch))
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit codes. No measurement changes them.
@@ -122,18 +125,32 @@ func measure(o options, stdout, stderr io.Writer) error {
 	if err := b.prepare(); err != nil {
 		return err
 	}
-	failed := 0
+	if !o.json {
+		fmt.Fprintln(stdout, machine())
+	}
+	var errs []error
 	for _, s := range sections {
 		if !slices.Contains(o.only, s.name) {
 			continue
 		}
 		if err := s.run(b); err != nil {
-			failed++
-			fmt.Fprintf(stderr, "bench: cannot measure %s: %v\n", s.name, err)
+			errs = append(errs, fmt.Errorf("cannot measure %s: %w", s.name, err))
 		}
 	}
-	if failed > 0 {
-		return fmt.Errorf("%d of the parts could not be measured", failed)
+	return errors.Join(errs...)
+}
+
+// machine says what the numbers were taken on, and whether it had other work.
+func machine() string {
+	var u unix.Utsname
+	var info unix.Sysinfo_t
+	if err := errors.Join(unix.Uname(&u), unix.Sysinfo(&info)); err != nil {
+		return "unknown machine"
 	}
-	return nil
+	load := float64(info.Loads[0]) / (1 << unix.SI_LOAD_SHIFT)
+	text := fmt.Sprintf("Linux %s, %s, %d processors, load %.1f", unix.ByteSliceToString(u.Release[:]), goruntime.GOARCH, goruntime.NumCPU(), load)
+	if load > 0.5 {
+		text += " (others are at work: the ratios are rough, the times mean nothing)"
+	}
+	return text
 }

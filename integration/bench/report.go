@@ -66,14 +66,19 @@ func (t table) markdown(w io.Writer) error {
 	return err
 }
 
-// quantile returns the sample that the part q of them is no worse than: 0 for
-// the best.
+// quantile returns what the part q of the samples is no worse than, 0 for the
+// best; between two samples it lies on the line that joins them.
 func (t table) quantile(samples []float64, q float64) float64 {
 	sorted := slices.Sorted(slices.Values(samples))
 	if t.More {
 		slices.Reverse(sorted)
 	}
-	return sorted[int(math.Round(q*float64(len(sorted)-1)))]
+	at := q * float64(len(sorted)-1)
+	below := int(at)
+	if below == len(sorted)-1 {
+		return sorted[below]
+	}
+	return sorted[below] + (at-float64(below))*(sorted[below+1]-sorted[below])
 }
 
 // ratios compares s with its reference: best with best, and the median of the
