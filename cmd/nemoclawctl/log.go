@@ -154,12 +154,13 @@ func showText(w io.Writer, line []byte) error {
 	} else if k := kind(line); k != "" {
 		text = fmt.Sprintf("%-7s %s", k, text)
 	}
+	text = strings.ReplaceAll(strings.TrimRight(text, " \n"), "\n", "\n    ") // what follows is no line of the log
 	if base.SeverityID >= audit.High {
 		text = loud(w, printable(text))
 	} else {
 		text = printable(text)
 	}
-	_, err := fmt.Fprintf(w, "%s  %s\n", time.UnixMilli(base.Time).Format(time.DateTime), strings.TrimRight(text, " \n"))
+	_, err := fmt.Fprintf(w, "%s  %s\n", time.UnixMilli(base.Time).Format(time.DateTime), text)
 	return err
 }
 

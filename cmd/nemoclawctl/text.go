@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 
 	"golang.org/x/sys/unix"
 
@@ -46,10 +47,25 @@ func table(w io.Writer, rows [][]string) error {
 	return t.Flush()
 }
 
+// printJSON prints v with every character escaped that printable replaces: a
+// person may look at it all the same.
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	var text strings.Builder
+	for _, r := range string(b) {
+		if r == '\n' || unicode.IsPrint(r) {
+			text.WriteRune(r)
+			continue
+		}
+		for _, u := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&text, `\u%04x`, u)
+		}
+	}
+	_, err = fmt.Fprintln(w, text.String())
+	return err
 }
 
 // loud makes text stand out where a person reads it.

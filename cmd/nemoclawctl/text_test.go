@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
+)
+
+// nasty is what programs in sandboxes call themselves to move an operator's
+// cursor, hide a line, turn the direction of writing or forge one.
+const nasty = "x\x1b[2J\u009b31m\u202e\u2028\r\a\xff\n2026-11-22 12:00:00  allow   api.example.org:443"
+
+// Whatever a sandbox says, a terminal shows it as characters on the line where
+// it belongs, and JSON still means the same.
+func TestTerminalIsSafe(t *testing.T) {
+	safe := func(what, text string) {
+		t.Helper()
+		if i := strings.IndexFunc(text, func(r rune) bool {
+			return r < ' ' && r != '\n' || r == 0x7f || 0x80 <= r && r < 0xa0 || r == '\u202e' || r == '\u2028'
+		}); i >= 0 {
+			t.Errorf("%s: %q reaches the terminal", what, text[i:])
+		}
+	}
+	var out strings.Builder
+	refused := audit.NewNetwork("web", audit.ActivityRefuse)
+	refused.Dst = &audit.Endpoint{Hostname: nasty, Port: 443}
+	refused.Rule = &audit.Rule{Name: nasty}
+	refused.Unmapped.Detail = nasty
+	refused.Actor = &audit.Actor{Process: audit.Process{Name: nasty, File: &audit.File{Path: nasty}, Args: nasty}}
+	ended := audit.NewChange("web", audit.KindWorker, "worker ended: "+nasty)
+	for _, e := range []any{refused, ended} {
+		line, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		if err := showText(&out, line); err != nil {
+			t.Fatal(err)
+		}
+		safe("log", out.String())
+		first, rest, _ := strings.Cut(out.String(), "\n")
+		if !strings.Contains(first, "x") || rest != "" && !strings.HasPrefix(rest, "    ") {
+			t.Errorf("log: a line is forged: %q", out.String())
+		}
+	}
+
+	pending := control.Pending{Host: nasty, Process: &control.Process{Exe: nasty, Args: []string{nasty, "\U0001d11e"}}}
+	out.Reset()
+	if err := printJSON(&out, pending); err != nil {
+		t.Fatal(err)
+	}
+	safe("JSON", out.String())
+	var back control.Pending
+	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Host != strings.ToValidUTF8(nasty, "\ufffd") || back.Process.Args[1] != "\U0001d11e" {
+		t.Errorf("the JSON means %+v, %v", back, err)
+	}
+	out.Reset()
+	if err := table(&out, [][]string{{nasty, who(pending.Process)}}); err != nil {
+		t.Fatal(err)
+	}
+	safe("table", out.String())
+	if strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("a row became several: %q", out.String())
+	}
+}
