@@ -216,3 +216,91 @@ func TestAttackByFiles(t *testing.T) {
 		})
 	}
 }
+
+// A volume's source is swapped while it is being judged and mounted, by one who
+// may write above it. What is mounted in the end is what was judged, or
+// nothing is.
+func TestAttackBySwap(t *testing.T) {
+	b := newBox(t)
+	b.mkdir("shared/good", "secret")
+	b.write("shared/good/file", "good")
+	b.write("secret/file", "stolen")
+	source := b.path("shared/source")
+	b.must(os.Symlink(b.path("shared/good"), source))
+	b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: "bind", Source: source, Destination: "/data", Options: []string{"rbind"}})
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.Symlink(b.path([]string{"secret", "shared/good"}[n%2]), source+".new")
+			_ = os.Rename(source+".new", source)
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	// Here the guard forbids neither: what counts is that both are not mixed.
+	b.policy("filesystem: {volumes: policy_only, read_write: [/data]}\negress: {rules: []}\n")
+	ran, refused := 0, 0
+	for range 40 {
+		switch got := b.run("/bin/probe", "read", "/data/file"); {
+		case strings.Contains(got.stderr, "another file was put in its place"):
+			refused++
+		case got.code == 0:
+			ran++
+		default:
+			t.Fatal(got)
+		}
+	}
+	t.Logf("it ran %d times, and %d times the swap was seen", ran, refused)
+}
+
+// A link in the image leads a volume below another volume, in which an agent
+// left a link of its name.
+func TestAttackByTwoLinks(t *testing.T) {
+	b := newBox(t)
+	b.must(os.Symlink("/d", filepath.Join(b.rootfs(), "l")))
+	b.mkdir("inner", "outer")
+	b.must(os.Symlink("/", b.path("outer/in")))
+	for _, m := range [][2]string{{"inner", "/l/in"}, {"outer", "/d"}} {
+		b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: "bind", Source: b.path(m[0]), Destination: m[1], Options: []string{"rbind"}})
+	}
+	if got := b.run("/bin/probe", "read", "/root/secret"); got.code == 0 || got.stdout != "" {
+		t.Errorf("it ran: %s", got)
+	}
+}
+
+// In the host's pid namespace a program sees everybody and touches nobody,
+// though it has their user id. The control is what it does to itself.
+func TestAttackByProcesses(t *testing.T) {
+	b := newBox(t)
+	var kept []oci.LinuxNamespace
+	for _, ns := range b.spec.Linux.Namespaces {
+		if ns.Type != oci.PIDNamespace {
+			kept = append(kept, ns)
+		}
+	}
+	b.spec.Linux.Namespaces = kept
+	main := b.up()
+	victim := fmt.Sprint(os.Getpid())
+	for _, k := range []*talk{main, b.exec()} {
+		k.want("ok", "sys 302 0 7 0 buf") // prlimit64(self, RLIMIT_NOFILE)
+		k.want("ok", "read /proc/"+victim+"/comm")
+		for _, who := range []string{victim, fmt.Sprint(b.monitor()), fmt.Sprint(b.worker()), "1"} {
+			k.want("EPERM", "kill "+who+" 0")
+			k.want("EPERM", "kill "+who+" 9")
+			k.want("EPERM", "sys 302 "+who+" 0 buf 0") // prlimit64(RLIMIT_CPU)
+			k.want("EACCES", "read /proc/"+who+"/root/etc/shadow")
+			k.want("EACCES", "read /proc/"+who+"/environ")
+			k.want("EACCES", "readlink /proc/"+who+"/fd/0")
+			k.want("EPERM", "ptrace "+who)
+			k.want("EPERM", "take-fd "+who+" 0")
+			k.want("EPERM", "vm-read "+who)
+			k.want("EACCES", "write /proc/"+who+"/oom_score_adj")
+			k.want("EACCES", "join /proc/"+who+"/ns/mnt")
+		}
+	}
+}

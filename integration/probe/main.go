@@ -106,7 +106,7 @@ func line(got string, err error) string {
 	case err == nil && got == "":
 		return "ok"
 	case err == nil:
-		return "ok " + strings.ReplaceAll(got, "\n", `\n`)
+		return "ok " + printable(got)
 	case errors.Is(err, io.EOF):
 		return "EOF"
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -114,7 +114,17 @@ func line(got string, err error) string {
 	case errors.As(err, &errno):
 		return unix.ErrnoName(errno)
 	}
-	return "error " + strings.ReplaceAll(err.Error(), "\n", `\n`)
+	return "error " + printable(err.Error())
+}
+
+// printable keeps a line one line.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '.'
+		}
+		return r
+	}, s)
 }
 
 // split cuts a line into words.

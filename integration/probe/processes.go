@@ -25,6 +25,7 @@ var processVerbs = map[string]verb{
 	"fds": func([]string) (string, error) { return descriptors("self") },
 	// fds-of PID
 	"fds-of": func(a []string) (string, error) { return descriptors(a[0]) },
+	"pid":    func([]string) (string, error) { return itoa(os.Getpid()), nil },
 	"pids": func([]string) (string, error) {
 		pids, err := allPIDs()
 		return strings.Join(pids, " "), err
