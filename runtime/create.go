@@ -215,7 +215,7 @@ func (n *newborn) edit(r *Runtime) (err error) {
 		return err
 	}
 	if err := specs.Refuse(n.spec, n.chosen.Policy, n.host); err != nil {
-		return refused(err)
+		return Refused(err)
 	}
 	edits, denials, err := specs.Confine(n.spec, n.chosen.Policy, n.host)
 	if err != nil {
@@ -244,8 +244,8 @@ func (n *newborn) scopes() uint64 {
 	return landlock.ScopeSignal
 }
 
-// refused puts every reason on a line of its own, with the hints behind them.
-func refused(err error) error {
+// Refused puts every reason on a line of its own, with the hints behind them.
+func Refused(err error) error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return fmt.Errorf("cannot confine the container: %w", err)
@@ -320,7 +320,7 @@ func notHost(ns *os.File) error {
 	defer own.Close()
 	same, err := hooks.SameNetns(ns, own)
 	if err == nil && same {
-		err = refused(errors.Join(specs.HostNetwork))
+		err = Refused(errors.Join(specs.HostNetwork))
 	}
 	return err
 }
@@ -358,6 +358,9 @@ func (r *Runtime) makeStateDir(n *newborn) error {
 		if err = r.forget(n.id); err == nil {
 			err = os.Mkdir(n.dir, 0o700)
 		}
+	}
+	if err == nil {
+		err = storeCgroups(n.dir, n.ctr)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot make the state directory: %w", err)
