@@ -189,7 +189,23 @@ func listener(f *os.File) (*net.TCPListener, error) {
 		l.Close()
 		return nil, errors.New("cannot use an inherited listener: it is not a TCP socket")
 	}
+	unpaced(t)
 	return t, nil
+}
+
+// unpaced takes the connections that l accepts, which inherit the choice
+// (tcp(7), TCP_CONGESTION), off the host's congestion control. Between a program
+// and its gateway lies a loopback: nothing is lost there, and one that paces
+// itself, as BBR does, costs a stream a third of its rate. Reno is part of every
+// kernel. Where it cannot be had all works as well, and slower.
+func unpaced(l *net.TCPListener) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
+	})
 }
 
 func packetConn(f *os.File) (*net.UDPConn, error) {
