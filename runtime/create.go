@@ -365,7 +365,7 @@ func (r *Runtime) makeStateDir(n *newborn) error {
 	if err != nil {
 		return fmt.Errorf("cannot make the state directory: %w", err)
 	}
-	if !n.host.HasResolvConf {
+	if !n.chosen.Unconfined && !n.host.HasResolvConf {
 		return os.WriteFile(n.host.ResolvConf, []byte("nameserver "+hooks.Nameserver+"\n"), 0o644)
 	}
 	return nil
