@@ -82,7 +82,7 @@ func (root *containerRoot) volumes(spec *oci.Spec, list []specs.Volume) ([]strin
 		if err = errors.Join(err, nerr); err != nil {
 			return nil, fmt.Errorf("cannot identify volume %s: %w", v.Source, err)
 		}
-		if v.Ino != 0 && (st.Dev != v.Dev || st.Ino != v.Ino) {
+		if st.Dev != v.Dev || st.Ino != v.Ino {
 			return nil, fmt.Errorf("cannot mount volume %s: another file was put in its place meanwhile", v.Source)
 		}
 		names = append(names, name)

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -117,11 +116,8 @@ func volumes(spec *oci.Spec) []specs.Volume {
 		if resolved, err := filepath.EvalSymlinks(source); err == nil {
 			v.Resolved = resolved
 		}
-		if st, err := os.Stat(v.Resolved); err == nil {
-			v.Kind = kind(st.Mode())
-			if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-				v.Dev, v.Ino = sys.Dev, sys.Ino
-			}
+		if st, err := statExactly(v.Resolved); err == nil {
+			v.Kind, v.Dev, v.Ino = kind(st.Mode), st.Dev, st.Ino
 		}
 		if v.Kind == specs.Directory {
 			if listening == nil {
@@ -138,13 +134,25 @@ func isBind(m oci.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
-func kind(m os.FileMode) specs.Kind {
-	switch {
-	case m.IsDir():
+// statExactly describes what has the name file itself: if a link was put on the
+// way since it was resolved, that is an error.
+func statExactly(file string) (st unix.Stat_t, err error) {
+	fd, err := unix.Openat2(unix.AT_FDCWD, file, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	err = unix.Fstat(fd, &st)
+	return st, err
+}
+
+func kind(mode uint32) specs.Kind {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
 		return specs.Directory
-	case m&os.ModeSocket != 0:
+	case unix.S_IFSOCK:
 		return specs.Socket
-	case m&os.ModeDevice != 0:
+	case unix.S_IFCHR, unix.S_IFBLK:
 		return specs.Device
 	}
 	return specs.File

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 
@@ -135,6 +136,7 @@ func (r *Runtime) Delete(id string, force bool) error {
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		if filepath.Base(id) == id && id != "." && id != ".." {
 			_ = os.RemoveAll(filepath.Join(r.Root, id))
+			removeCgroups(r.Dir(id))
 			_ = r.forget(id)
 		}
 		return err
@@ -159,6 +161,32 @@ func (r *Runtime) Delete(id string, force bool) error {
 		return err
 	}
 	return r.forget(id)
+}
+
+// cgroupsFile tells in the state directory which cgroups a container would have:
+// libcontainer knows them once it has stored its own state, and a create that
+// is killed before that has made them already.
+const cgroupsFile = "cgroups.json"
+
+func storeCgroups(dir string, ctr *libcontainer.Container) error {
+	state, err := ctr.State()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(state.CgroupPaths)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, cgroupsFile), b, 0o600)
+}
+
+// removeCgroups removes them if nobody lives in them.
+func removeCgroups(dir string) {
+	var paths map[string]string
+	b, err := os.ReadFile(filepath.Join(dir, cgroupsFile))
+	if err == nil && json.Unmarshal(b, &paths) == nil {
+		_ = cgroups.RemovePaths(paths)
+	}
 }
 
 // forget ends the gateway and removes the state directory; the audit log stays.

@@ -32,7 +32,7 @@ type Volume struct {
 	Destination string
 	ReadOnly    bool
 	Kind        Kind
-	Dev, Ino    uint64   // of Resolved; 0: not known
+	Dev, Ino    uint64   // of Resolved when it was judged; 0: it could not be found
 	Sockets     []string // listening unix sockets at or below Resolved
 }
 
