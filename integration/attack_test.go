@@ -3,9 +3,11 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -302,5 +304,75 @@ func TestAttackByProcesses(t *testing.T) {
 			k.want("EACCES", "write /proc/"+who+"/oom_score_adj")
 			k.want("EACCES", "join /proc/"+who+"/ns/mnt")
 		}
+	}
+}
+
+// nemoclaw is killed in the middle of each of its commands, whenever it may be.
+// A forced delete then leaves nothing behind, and the next container of that
+// name runs.
+func TestAttackByKilling(t *testing.T) {
+	b := newBox(t)
+	b.spec.Process.Args = []string{"/bin/sleep", "1000"}
+	b.saveSpec()
+	// kill runs a command and ends it after a while, if it has not ended.
+	killed := func(after time.Duration, args ...string) bool {
+		cmd := b.command(args...)
+		b.must(cmd.Start())
+		alarm := time.AfterFunc(after, func() { cmd.Process.Kill() })
+		_ = cmd.Wait()
+		return !alarm.Stop()
+	}
+	create := []string{"create", "--bundle", b.path("bundle"), "--pid-file", b.path("pid"), b.id}
+	defer reapOrphans()()
+	hits := map[string]int{}
+	for round := range 60 {
+		after := time.Duration(round) * 1500 * time.Microsecond
+		for _, stage := range []string{"create", "start", "exec", "delete"} {
+			args := map[string][]string{"create": create, "start": {"start", b.id}, "exec": {"exec", b.id, "/bin/true"}, "delete": {"delete", "--force", b.id}}[stage]
+			if []string{"create", "start", "exec", "delete"}[round%4] == stage {
+				if killed(after, args...) {
+					hits[stage]++
+				}
+				break
+			}
+			if got := b.nemoclaw(nil, args...); got.code != 0 && stage != "create" {
+				t.Fatalf("%s before the kill: %s", stage, got)
+			} else if got.code != 0 {
+				t.Fatalf("the next create: %s", got)
+			}
+		}
+		if got := b.nemoclaw(nil, "delete", "--force", b.id); got.code != 0 {
+			t.Fatalf("delete after a kill: %s", got)
+		}
+		if left := b.leftovers(); len(left) > 0 {
+			t.Fatalf("round %d, killed after %v: left behind: %s", round, after, left)
+		}
+	}
+	t.Log("killed in time: ", hits)
+}
+
+// reapOrphans does what the machine's first process would: it collects what has
+// ended in a container after the exec that started it was killed. Until then
+// the container's init cannot end.
+func reapOrphans() (stop func()) {
+	ended, done := make(chan os.Signal, 100), make(chan struct{})
+	signal.Notify(ended, unix.SIGCHLD)
+	go func() {
+		defer close(done)
+		for range ended {
+			for _, pid := range children(os.Getpid()) {
+				status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+				_, ns, _ := strings.Cut(string(status), "NSpid:")
+				ns, _, _ = strings.Cut(ns, "\n")
+				if len(strings.Fields(ns)) > 1 {
+					reap(pid)
+				}
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(ended)
+		close(ended)
+		<-done
 	}
 }
