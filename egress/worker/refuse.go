@@ -57,7 +57,7 @@ func (ft *fault) recognise(b []byte) bool {
 		return err != errMore
 	}
 	if !looksHTTP(b) {
-		return len(b) > len("CONNECT ")
+		return true // whatever else it is, it gets a reset
 	}
 	ft.proto = "http"
 	end := bytes.Index(b, []byte("\r\n\r\n"))
