@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -110,13 +111,13 @@ func cached(name string) (string, error) {
 // box is one container with everything around it: settings, policy, state and
 // logs of its own in a directory that ends with the test.
 type box struct {
-	t    *testing.T
-	dir  string
-	id   string
-	spec *oci.Spec
-	bin  string   // directory of the programs under test
-	env  []string // more for the runtime's environment
-	deny string   // see denyEnv
+	t     *testing.T
+	dir   string
+	id    string
+	spec  *oci.Spec
+	bin   string   // directory of the programs under test
+	flags []string // global flags of the runtime
+	deny  string   // see denyEnv
 	// runtime is another runtime's program; empty: nemoclaw.
 	runtime string
 }
@@ -243,9 +244,8 @@ func (b *box) command(args ...string) *exec.Cmd {
 	if b.runtime != "" {
 		path = b.runtime
 	}
-	cmd := exec.Command(path, append([]string{"--root", b.path("root")}, args...)...)
+	cmd := exec.Command(path, slices.Concat([]string{"--root", b.path("root")}, b.flags, args)...)
 	cmd.Env = append(os.Environ(), "NEMOCLAW_CONFIG="+b.path("config.yaml"))
-	cmd.Env = append(cmd.Env, b.env...)
 	if b.deny != "" {
 		cmd.Env = append(cmd.Env, denyEnv+"="+b.deny)
 		cmd.Args = append([]string{"deny"}, append([]string{path}, cmd.Args[1:]...)...)

@@ -67,6 +67,9 @@ func TestLaw2NeverLooserThanTheEngine(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			theirs, ours := survey(t, "runc", c.spec), survey(t, "nemoclaw", c.spec)
+			if t.Failed() || t.Skipped() {
+				return
+			}
 			for _, who := range []string{"main", "exec"} {
 				compareCapabilities(t, who, theirs[who]["capabilities"], ours[who]["capabilities"])
 				compareCalls(t, who, theirs[who]["sweep"], ours[who]["sweep"])
@@ -93,18 +96,23 @@ func narrow() *oci.LinuxSeccomp {
 		setsid ioctl keyctl mount umount2 pivot_root sethostname mkdirat mknodat symlinkat fchdir fchown fchownat lchown fchmod fchmodat unshare setns getppid`)}}}
 }
 
-// survey asks the first program and another what they hold, under one runtime.
+// survey asks the first program and another what they hold, under one runtime:
+// runc, nemoclaw, or nemoclaw with the policy that turns it off.
 func survey(t *testing.T, runtime string, change func(*oci.Spec)) map[string]map[string]string {
 	t.Helper()
 	got := map[string]map[string]string{}
 	t.Run(runtime, func(t *testing.T) {
 		b := newBox(t)
-		if runtime == "runc" {
+		switch runtime {
+		case "runc":
 			path, err := runc()
 			if err != nil {
 				lacking(t, "%v", err)
 			}
 			b.runtime = path
+		case "unconfined":
+			b.settings("allow_unconfined: true\n")
+			b.flags = []string{"--policy", "unconfined"}
 		}
 		change(b.spec)
 		main := b.up()
@@ -207,6 +215,47 @@ func compareNamespaces(t *testing.T, who, theirs, ours string) {
 			t.Errorf("%s: the %s namespace is the host's", who, kind)
 		}
 	}
+}
+
+// Law 10: with the policy "unconfined" nemoclaw is runc, to the last option of a
+// mount; and nobody gets that policy whom the host's settings do not let.
+func TestLaw10UnconfinedIsRunc(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		spec func(*oci.Spec)
+	}{
+		{"Docker's capabilities", func(*oci.Spec) {}},
+		{"a narrow profile", func(s *oci.Spec) { s.Linux.Seccomp = narrow(); s.Process.NoNewPrivileges = true }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			theirs, ours := survey(t, "runc", c.spec), survey(t, "unconfined", c.spec)
+			if t.Failed() {
+				return
+			}
+			for _, who := range []string{"main", "exec"} {
+				for _, what := range []string{"capabilities", "mounts", "sweep"} {
+					us := fields(ours[who][what])
+					for key, value := range fields(theirs[who][what]) {
+						if us[key] != value {
+							t.Errorf("%s: %s: %s is %s, and %s under runc", who, what, key, us[key], value)
+						}
+						delete(us, key)
+					}
+					for key, value := range us {
+						t.Errorf("%s: %s: %s=%s, which runc does not have", who, what, key, value)
+					}
+				}
+				compareNamespaces(t, who, theirs[who]["namespaces"], ours[who]["namespaces"])
+				compareNamespaces(t, who, ours[who]["namespaces"], theirs[who]["namespaces"])
+			}
+		})
+	}
+	b := newBox(t)
+	b.flags = []string{"--policy", "unconfined"}
+	if got := b.run("/bin/sh", "-c", "echo ran"); got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "unconfined") {
+		t.Errorf("without allow_unconfined: %s", got)
+	}
+	b.flags = nil
 }
 
 // The spec on disk belongs to the engine: nemoclaw reads it.
