@@ -30,6 +30,10 @@ func loadBundle(dir string) (*oci.Spec, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	for i := range spec.Mounts {
+		// A relative one is taken from "/", here as in libcontainer.
+		spec.Mounts[i].Destination = filepath.Join("/", spec.Mounts[i].Destination)
+	}
 	return spec, abs, validProcess(spec.Process)
 }
 

@@ -499,7 +499,7 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 		return nil, err
 	}
 	static := specs.StaticRules(n.spec, n.chosen.Policy, n.host)
-	rules := append(static, specs.ImageRules(n.spec, n.chosen.Policy, image)...)
+	rules := specs.SpareVolumes(n.chosen.Policy, image, append(static, specs.ImageRules(n.spec, n.chosen.Policy, image)...))
 	granted, notes, err := n.seal.grant(root, rules)
 	if err != nil {
 		return nil, err

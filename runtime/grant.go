@@ -45,6 +45,10 @@ func (r *containerRoot) open(name string, flags, resolve uint64) (int, error) {
 	return unix.Openat2(r.fd, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
 }
 
+// maxTopLevel is how many entries an image's root may have: each directory is a
+// rule of its own.
+const maxTopLevel = 4096
+
 // topLevel returns the names of the directories in the root.
 func (r *containerRoot) topLevel() ([]string, error) {
 	fd, err := r.open("/", unix.O_RDONLY|unix.O_DIRECTORY, exact)
@@ -53,9 +57,12 @@ func (r *containerRoot) topLevel() ([]string, error) {
 	}
 	dir := os.NewFile(uintptr(fd), "/")
 	defer dir.Close()
-	entries, err := dir.ReadDir(-1)
-	if err != nil {
+	entries, err := dir.ReadDir(maxTopLevel + 1)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("cannot list the container's root: %w", err)
+	case len(entries) > maxTopLevel:
+		return nil, fmt.Errorf("cannot list the container's root: it has more than %d entries", maxTopLevel)
 	}
 	var names []string
 	for _, e := range entries {

@@ -40,6 +40,9 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		fault("", "spec: it has no linux section")
 		return errors.Join(faults...)
 	}
+	if spec.Root != nil && path.Clean(spec.Root.Path) == "/" {
+		fault("", "root: the container's root is the host's, which would be granted as an image is")
+	}
 	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.NetworkNamespace }) {
 		faults = append(faults, HostNetwork)
 	}

@@ -28,7 +28,7 @@ func StaticRules(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 		rules = append(rules, listed(p, f, writeAccess(f.Name)))
 	}
 	if dir := path.Clean(spec.Process.Cwd); p.Filesystem.IncludeWorkdir && !isSystemDir(dir) && !listedReadOnly(p, dir) {
-		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadWrite, Why: "working directory"})
+		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadWrite, Implied: true, Why: "working directory"})
 	}
 	if p.Filesystem.Volumes == policy.VolumesFollow {
 		rules = append(rules, volumes(spec, p, host)...)
@@ -164,10 +164,7 @@ func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 	}
 	var rules []landlock.Rule
 	grant := func(dir string) {
-		if p.Filesystem.Volumes == policy.VolumesPolicyOnly && image.holdsVolume(dir, p) {
-			return
-		}
-		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadOnly, Optional: true, Why: "image"})
+		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadOnly, Optional: true, Implied: true, Why: "image"})
 	}
 	for _, name := range image.TopLevel {
 		if !slices.Contains(private, name) {
@@ -187,12 +184,22 @@ func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 	return rules
 }
 
-// holdsVolume reports whether a volume that the lists do not grant lies in dir,
-// or is dir: a rule on the image's directory would grant it too.
-func (i Image) holdsVolume(dir string, p *policy.Policy) bool {
-	lists := slices.Concat(p.Filesystem.ReadOnly, p.Filesystem.ReadWrite)
-	return slices.ContainsFunc(i.Volumes, func(v string) bool {
-		return within(v, dir) && !slices.ContainsFunc(lists, func(f policy.Path) bool { return within(v, f.Name) })
+// SpareVolumes leaves out, where volumes are granted by the lists alone, what
+// the image would grant of them: its working directory, its search path or one
+// of its own directories may be a volume, or hold one, or lie in one.
+func SpareVolumes(p *policy.Policy, image Image, rules []landlock.Rule) []landlock.Rule {
+	if p.Filesystem.Volumes != policy.VolumesPolicyOnly {
+		return rules
+	}
+	listed := func(name string, access landlock.Access) bool {
+		return slices.ContainsFunc(rules, func(r landlock.Rule) bool {
+			return !r.Implied && within(name, r.Path) && r.Access&access == access
+		})
+	}
+	return slices.DeleteFunc(slices.Clone(rules), func(r landlock.Rule) bool {
+		return r.Implied && slices.ContainsFunc(image.Volumes, func(v string) bool {
+			return within(v, r.Path) && !listed(v, r.Access) || within(r.Path, v) && !listed(r.Path, r.Access)
+		})
 	})
 }
 

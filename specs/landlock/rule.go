@@ -18,6 +18,8 @@ type Rule struct {
 	Ino uint64 `json:"ino,omitempty"`
 	// Make is a directory that is made where it is missing.
 	Make bool `json:"make,omitempty"`
+	// Implied rules follow from the image and not from what a person wrote.
+	Implied bool `json:"implied,omitempty"`
 	// Why is the rule's origin, for people: "policy.yaml:4", "image", "volume".
 	Why string `json:"why"`
 }
