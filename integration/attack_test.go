@@ -196,6 +196,27 @@ func TestAttackByFiles(t *testing.T) {
 			volume(b, "d", "/alias/data")
 			b.spec.Process.Env = []string{"PATH=/bin:/root/tools"}
 		}, table{"read /data/file": "EACCES", "read /deep/data/file": "EACCES", "read /root/tools/file": "EACCES", "read /fresh/data/file": "EACCES", "read /opt/app/text": "ok"}},
+		{"a working directory in a volume that no list grants", func(b *box) {
+			policy(b, "volumes: policy_only")
+			b.must(os.MkdirAll(b.path("v/below"), 0o755))
+			b.must(os.WriteFile(b.path("v/below/file"), nil, 0o666))
+			volume(b, "v", "/data")
+			b.spec.Process.Cwd = "/data/below"
+		}, table{"read /data/below/file": "EACCES", "create /data/below/new": "EACCES", "read /data/file": "EACCES"}},
+		{"a working directory that is such a volume", func(b *box) {
+			policy(b, "volumes: policy_only")
+			volume(b, "v", "/opt/app/data")
+			b.spec.Process.Cwd = "/opt/app"
+		}, table{"read /opt/app/data/file": "ok", "write /opt/app/data/file": "EACCES", "read /opt/app/text": "ok"}},
+		{"a program in such a volume", func(b *box) {
+			policy(b, "volumes: policy_only")
+			b.must(os.MkdirAll(b.path("v/bin"), 0o755))
+			volume(b, "v", "/root/v")
+			b.spec.Process.Env = []string{"PATH=/root/v/bin:/bin"}
+			b.must(os.WriteFile(b.path("v/bin/file"), nil, 0o666))
+		}, table{"read /root/v/bin/file": "EACCES", "read /root/v/file": "EACCES"}},
+		{"a token at a relative place", func(b *box) { volume(b, "token", "var/run/secrets/kubernetes.io/serviceaccount", "ro") },
+			table{"read /var/run/secrets/kubernetes.io/serviceaccount/file": "ENOENT"}},
 		{"a service account's token", func(b *box) { volume(b, "token", "/var/run/secrets/kubernetes.io/serviceaccount", "ro") },
 			table{"read /var/run/secrets/kubernetes.io/serviceaccount/file": "ENOENT", "list /var": "ok"}},
 		{"a token that is named", func(b *box) {
@@ -374,5 +395,92 @@ func reapOrphans() (stop func()) {
 		signal.Stop(ended)
 		close(ended)
 		<-done
+	}
+}
+
+// What programs try from inside, as the container's and as exec's, as root and
+// as a user. Among the attempts stand controls, which must work.
+func TestAttackFromInside(t *testing.T) {
+	t.Run("root", func(t *testing.T) { attackFromInside(newBox(t)) })
+	t.Run("user", func(t *testing.T) { attackFromInside(newBox(t).asUser()) })
+}
+
+func attackFromInside(b *box) {
+	b.t.Helper()
+	main := b.up()
+	for _, k := range []*talk{main, b.exec(), b.exec("--cwd", "/root")} {
+		for _, try := range []struct{ verb, want string }{
+			{"create /tmp/mine", "ok"},
+			{"rename /tmp/mine /sandbox/mine", "ok"},
+			{"rename /root/secret /tmp/secret", "EACCES"},
+			{"rename /sandbox/mine /root/mine", "EACCES"},
+			{"exchange /sandbox/mine /root/secret", "EACCES"},
+			{"rename /root /tmp/root", "EACCES"},
+			{"rename /sandbox /opt/sandbox", "EACCES"},
+			{"link /root/secret /tmp/secret", "E"},
+			{"link-fd /root/secret /tmp/secret", "E"},
+			{"link /proc/self/root/root/secret /tmp/secret", "E"},
+			{"symlink /root /tmp/to", "ok"},
+			{"read /tmp/to/secret", "EACCES"},
+			{"opath /root/secret", "EACCES"},
+			{"walk-fds /root/secret", "E"},
+			{"read /proc/self/cwd/secret", "E"},
+			{"read /proc/thread-self/root/root/secret", "EACCES"},
+			{"unlink /tmp/to", "ok"},
+			{"unlink /sandbox/mine", "ok"},
+
+			{"write /proc/self/comm", "EACCES"},
+			{"write /proc/self/mem", "EACCES"},
+			{"sysctl kernel.core_pattern |/tmp/x", "E"},
+			{"sysctl kernel.hostname x", "E"},
+			{"write /proc/sysrq-trigger", "E"},
+			{"write /sys/fs/cgroup/cgroup.procs", "E"},
+			{"read /proc/kcore", "E"},
+			{"read /sys/kernel/uevent_helper", "E"},
+			{"read /sys/firmware/x", "E"},
+			{"mknod /tmp/null c 1 3", "E"},
+			{"mknod /tmp/disk b 8 0", "E"},
+			{"mknod /tmp/pipe p 0 0", "ok"},
+			{"unlink /tmp/pipe", "ok"},
+			{"unlink /dev/null", "EACCES"},
+			{"create /dev/mine", "EACCES"},
+			{"write /dev/null", "ok"},
+
+			{"clone 0", "ok"},
+			{"clone 0x10000000", "EPERM"}, // CLONE_NEWUSER
+			{"clone 0x110000000", "EPERM"},
+			{"unshare 0x10000000", "EPERM"},
+			{"unshare 0x80", "EPERM"}, // CLONE_NEWTIME
+			{"sys 435 buf 88", "ENOSYS"},
+			{"sys 165 buf buf buf 0 0", "EPERM"},
+			{"open-tree /tmp", "EPERM"},
+			{"fsopen tmpfs", "EPERM"},
+			{"mount-writable /proc/sys", "EPERM"},
+			{"umount /proc/sys", "EPERM"},
+			{"chroot /tmp", "EPERM"},
+			{"exec-empty /bin/busybox", "ENOSYS"},
+			{"exec-memfd /bin/busybox true", "ok"},
+			{"exec-copy /bin/busybox /tmp/true", "ok"},
+			{"unlink /tmp/true", "ok"},
+			{"handle /root/secret", "EPERM"},
+			{"personality 0x0400000", "EPERM"},
+			{"personality 0", "ok"},
+			{"ioctl 0 0x5412", "EPERM"},
+			{"ioctl 0 0x100005412", "EPERM"}, // the same to the kernel
+			{"sys 41 2 3 1", "EPERM"},        // socket(AF_INET, SOCK_RAW)
+			{"sys 41 0x100000002 3 1", "E"},
+			{"sys 41 40 1 0", "EAFNOSUPPORT"},    // vsock
+			{"sys 41 38 5 0", "EAFNOSUPPORT"},    // alg
+			{"sys 41 16 3 9", "EPROTONOSUPPORT"}, // netlink audit
+			{"sys 41 17 3 0", "EAFNOSUPPORT"},    // packet
+			{"sys 41 2 10 0", "E"},               // SOCK_PACKET
+			{"sys 41 2 0x80003 255", "EPERM"},
+			{"kill 1 0", "ok"},
+		} {
+			if try.verb == "kill 1 0" && k != main {
+				continue
+			}
+			k.want(try.want, try.verb)
+		}
 	}
 }
