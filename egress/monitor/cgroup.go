@@ -18,6 +18,10 @@ const (
 	memoryMax = 256 << 20
 	// pidsMax bounds threads of the monitor and its worker together.
 	pidsMax = 256
+	// cpuQuota is how much of each cpuPeriod, in microseconds, they may compute:
+	// two processors. What a sandbox makes its gateway do is not counted as the
+	// sandbox's own.
+	cpuQuota, cpuPeriod = 200_000, 100_000
 )
 
 // cgroup is the gateway's own place, one directory in each hierarchy. The nil
@@ -74,12 +78,13 @@ func isCgroup(dir string) bool {
 	return unix.Statfs(dir, &st) == nil && (st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC)
 }
 
-// limit bounds memory and threads.
+// limit bounds memory, threads and computing.
 func limit(hierarchy, dir string) error {
 	if isCgroup2(hierarchy) {
 		return errors.Join(
-			limit2(hierarchy, dir, "memory", "memory.max", memoryMax),
-			limit2(hierarchy, dir, "pids", "pids.max", pidsMax),
+			limit2(hierarchy, dir, "memory", "memory.max", strconv.Itoa(memoryMax)),
+			limit2(hierarchy, dir, "pids", "pids.max", strconv.Itoa(pidsMax)),
+			limit2(hierarchy, dir, "cpu", "cpu.max", fmt.Sprint(cpuQuota, " ", cpuPeriod)),
 		)
 	}
 	switch filepath.Base(hierarchy) {
@@ -87,13 +92,15 @@ func limit(hierarchy, dir string) error {
 		return write(dir, "memory.limit_in_bytes", strconv.Itoa(memoryMax))
 	case "pids":
 		return write(dir, "pids.max", strconv.Itoa(pidsMax))
+	case "cpu":
+		return errors.Join(write(dir, "cpu.cfs_period_us", strconv.Itoa(cpuPeriod)), write(dir, "cpu.cfs_quota_us", strconv.Itoa(cpuQuota)))
 	}
 	return nil
 }
 
 // limit2 sets one limit of version 2, whose controller must be handed down
 // from the root, level by level. In a hybrid it belongs to version 1.
-func limit2(hierarchy, dir, controller, file string, value int) error {
+func limit2(hierarchy, dir, controller, file, value string) error {
 	have, err := os.ReadFile(filepath.Join(hierarchy, "cgroup.controllers"))
 	if err != nil || !slices.Contains(strings.Fields(string(have)), controller) {
 		return err
@@ -103,7 +110,7 @@ func limit2(hierarchy, dir, controller, file string, value int) error {
 			return err
 		}
 	}
-	return write(dir, file, strconv.Itoa(value))
+	return write(dir, file, value)
 }
 
 // nextBelow is the directory one level below d on the way to dir.

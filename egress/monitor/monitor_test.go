@@ -669,6 +669,18 @@ func TestCgroup(t *testing.T) {
 	if err := c.join(child.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
+	limits := map[string]string{"memory.max": "268435456", "memory.limit_in_bytes": "268435456", "pids.max": "256", "cpu.max": "200000 100000", "cpu.cfs_quota_us": "200000"}
+	set := map[string]bool{}
+	for _, p := range c.places {
+		for file, want := range limits {
+			if got, err := os.ReadFile(filepath.Join(p.dir, file)); err == nil && strings.TrimSpace(string(got)) == want {
+				set[strings.FieldsFunc(file, func(r rune) bool { return r == '.' })[0]] = true
+			}
+		}
+	}
+	if len(set) != 3 {
+		t.Errorf("only these are bounded: %v", set)
+	}
 	in, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", child.Process.Pid))
 	if err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 const (
 	maxHost = 255
 	maxText = 1024
-	maxArgs = 4096
+	maxArgs = 1024
 	maxKin  = 16 // ancestors
 )
 
@@ -143,7 +143,7 @@ func actor(p *control.Process) *audit.Actor {
 		a.Process.File = &audit.File{Path: clip(p.Exe, maxText)}
 	}
 	for _, exe := range p.Ancestors[:min(len(p.Ancestors), maxKin)] {
-		a.Process.Ancestry = append(a.Process.Ancestry, audit.Ancestor{Path: clip(exe, maxText)})
+		a.Process.Ancestry = append(a.Process.Ancestry, audit.Ancestor{Path: clip(exe, maxHost)})
 	}
 	return a
 }

@@ -74,11 +74,14 @@ func parseHello(b []byte) (string, error) {
 	return serverName(body)
 }
 
-// joinRecords returns the first handshake message, out of its records.
+// joinRecords returns the first handshake message, out of its records. Who cuts
+// it into more than maxRecords makes work and nothing else.
 func joinRecords(b []byte) ([]byte, error) {
 	var joined []byte
-	for {
+	for records := 1; ; records++ {
 		switch {
+		case records > maxRecords:
+			return nil, errBadHello
 		case len(b) > 0 && b[0] != recordHandshake, len(b) > 1 && b[1] >= 16:
 			if joined == nil {
 				return nil, errNotTLS

@@ -268,6 +268,9 @@ func TestLongHello(t *testing.T) {
 		t.Errorf("%d bytes came back of a long ClientHello", len(got))
 	}
 	sb.wantRecords("allow tls api.example.com:443", "end tls api.example.com:443")
+	if _, err := parseHello(resplit(sized(60000), 1)); err != errBadHello {
+		t.Errorf("a ClientHello in ever so many records: %v", err)
+	}
 	f := &flow{target: target{host: "api.example.com", port: 443}}
 	if ft := f.compareName("api.example.com."); ft != nil {
 		t.Errorf("a name with a dot at its end: %v", ft.reason)

@@ -21,6 +21,9 @@ const (
 	// maxHello is the size of a ClientHello with its record headers, in bytes.
 	// A longer one is malformed.
 	maxHello = 64 << 10
+	// maxRecords is how many TLS records a ClientHello may be spread over: it is
+	// read anew whenever bytes come. More are malformed.
+	maxRecords = 2048
 
 	// sniffTime is how long a refused connection may take to show which
 	// protocol it speaks; after that it is reset. An allowed one may take for
