@@ -151,14 +151,20 @@ func (e *earth) sent() (list []packet) {
 }
 
 // explain holds every packet against the audit log: it goes to the name server
-// or to an address that the log says was allowed.
+// or to a host that the log says was allowed. While a connection is open the log
+// has its host's name; the address comes with the end.
 func (e *earth) explain(b *box) {
 	e.t.Helper()
 	known := map[netip.AddrPort]bool{netip.AddrPortFrom(world.Nameserver, 53): true}
 	for _, l := range b.audit() {
-		if addr, err := netip.ParseAddr(l.Dst.IP); err == nil && slices.Contains([]string{"allow", "end", "cut", "fail"}, l.More.Verdict) {
-			known[netip.AddrPortFrom(addr, uint16(l.Dst.Port))] = true
+		if !slices.Contains([]string{"allow", "end", "cut", "fail"}, l.More.Verdict) {
+			continue
 		}
+		addr, err := netip.ParseAddr(l.Dst.IP)
+		if err != nil {
+			addr = e.addr[l.Dst.Hostname]
+		}
+		known[netip.AddrPortFrom(addr, uint16(l.Dst.Port))] = true
 	}
 	for _, p := range e.sent() {
 		if !known[p.to] || p.proto != unix.IPPROTO_TCP && p.proto != unix.IPPROTO_UDP {
@@ -236,7 +242,7 @@ func isNoAnswer(answer string) bool { return strings.HasPrefix(answer, "ok 198.1
 func TestLaw4NothingLeavesButThroughTheGateway(t *testing.T) {
 	for _, c := range []struct{ name, uplink string }{{"a named uplink", "path"}, {"the engine's cable", "auto"}} {
 		t.Run(c.name, func(t *testing.T) {
-			for _, user := range []string{"root", "user"} {
+			for _, user := range []string{"root", "user", "privileged"} {
 				t.Run(user, func(t *testing.T) { testNothingLeaves(t, c.uplink, user) })
 			}
 		})
@@ -246,8 +252,11 @@ func TestLaw4NothingLeavesButThroughTheGateway(t *testing.T) {
 func testNothingLeaves(t *testing.T, uplink, user string) {
 	e := newEarth(t)
 	b := newBox(t)
-	if user == "user" {
+	switch user {
+	case "user":
 		b.asUser()
+	case "privileged": // it asks for the network, and does not get it
+		setCapabilities(b.spec, append([]string{"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}, dockerCapabilities...)...)
 	}
 	if uplink == "path" {
 		uplink = e.Uplink()
@@ -387,16 +396,34 @@ func TestLaw6RevokedConnectionsAreCut(t *testing.T) {
 	}
 	b.await("the cut", func(l line) bool { return l.More.Verdict == "cut" && l.More.Reason == "revoked" })
 
-	// So does an operator's word.
+	// So does an operator's word. It opens no private address, which all hosts
+	// of this world have but one.
 	b.decide("approve", "echo.good.example", 7000)
-	main.want("ECONNRESET", "dial echo.good.example:7000 private") // a grant opens no private address
-	b.policy(e.policy(e.Uplink(), "other.good.example 7000", "echo.good.example 7000"))
-	b.await("the rules", func(l line) bool { return l.More.Kind == "policy" && l.More.Generation == b.status().Generation })
-	main.want("ok", "open three echo.good.example:7000")
-	b.decide("deny", "echo.good.example", 7000)
-	main.want("ECONNRESET", "hear three")
-	main.want("ECONNRESET", "dial echo.good.example:7000 denied")
+	main.want("ECONNRESET", "dial echo.good.example:7000 private")
+	e.must(e.HostAt("public.example", public))
+	e.must(e.ServeAddr(public, 7000, e.echo("public.example")))
+	main.want("ECONNRESET", "dial public.example:7000 hello")
+	b.decide("approve", "public.example", 7000)
+	for _, k := range []*talk{main, exec} {
+		k.want("ok hello", "dial public.example:7000 hello")
+		k.want("ok", "open three public.example:7000")
+	}
+	b.decide("deny", "public.example", 7000)
+	for _, k := range []*talk{main, exec} {
+		k.want("ECONNRESET", "hear three")
+		k.want("ECONNRESET", "dial public.example:7000 denied")
+	}
+	// A deny rule beats every approval.
+	b.policy(e.policy(e.Uplink(), "other.good.example 7000") + "  deny: [{host: public.example}]\n")
+	b.await("the deny rule", func(l line) bool { return l.More.Kind == "policy" && l.More.Generation == b.status().Generation })
+	b.decide("approve", "public.example", 7000)
+	main.want("ECONNRESET", "dial public.example:7000 denied")
+	e.explain(b)
 }
+
+// public is an address that anybody may reach, by IANA's registries. In this
+// world it is ours.
+var public = netip.MustParseAddr("5.5.5.5")
 
 // Law 7: every decision is written before its first byte; a broken, missing,
 // added or cut-off line is detectable.

@@ -121,11 +121,11 @@ var kernelVerbs = map[string]verb{
 }
 
 // harmful are calls that end, stop, copy or slow the caller whatever their
-// arguments are.
+// arguments are, or whose answer depends on who else lives.
 var harmful = map[uintptr]bool{
 	unix.SYS_EXIT: true, unix.SYS_EXIT_GROUP: true, unix.SYS_RT_SIGRETURN: true, unix.SYS_CLONE: true, unix.SYS_CLONE3: true,
 	unix.SYS_SYNC: true, unix.SYS_RESTART_SYSCALL: true, unix.SYS_UMASK: true, unix.SYS_MUNLOCKALL: true, unix.SYS_RT_SIGSUSPEND: true,
-	unix.SYS_SET_TID_ADDRESS: true,
+	unix.SYS_SET_TID_ADDRESS: true, unix.SYS_KILL: true,
 }
 
 // lastCall is the number of the newest call that is tried (Linux 6.18).
