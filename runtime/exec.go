@@ -25,13 +25,11 @@ type ExecOptions struct {
 	SubCgroups    map[string]string
 }
 
-// Exec runs process in container id under the policy that was stored at its
-// create and, unless detached, stays with it and returns its exit status.
-func (r *Runtime) Exec(id string, process *oci.Process, o ExecOptions) (int, error) {
-	ctr, err := r.Load(id)
-	if err != nil {
-		return -1, err
-	}
+// Exec runs process in ctr, which Load returned, under the policy that was
+// stored at its create and, unless detached, stays with it and returns its exit
+// status.
+func (r *Runtime) Exec(ctr *libcontainer.Container, process *oci.Process, o ExecOptions) (int, error) {
+	id := ctr.ID()
 	if err := executable(ctr, o.IgnorePaused); err != nil {
 		return -1, err
 	}

@@ -68,7 +68,7 @@ func execute(c *cli.Context, r *runtime.Runtime, id string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return r.Exec(ctr.ID(), process, o)
+	return r.Exec(ctr, process, o)
 }
 
 // execProcess is the process of --process, or the container's own with what
