@@ -42,7 +42,7 @@ func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		if action == oci.ActAllow || action == oci.ActLog {
+		if passes(action) {
 			continue
 		}
 		denied, err := denialFor(name, action, errnoRet)
@@ -55,7 +55,10 @@ func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
 	return &out, again, nil
 }
 
-// answer is what profile says to the call name, whatever its arguments.
+// answer is what profile says to the call name, whatever its arguments. Where
+// several rules name it, one that refuses counts: which of them the kernel would
+// get depends on libcontainer, which drops those that equal the default, and on
+// libseccomp.
 func answer(profile *oci.LinuxSeccomp, name string) (oci.LinuxSeccompAction, *uint, error) {
 	action, errnoRet := profile.DefaultAction, profile.DefaultErrnoRet
 	found := false
@@ -66,11 +69,15 @@ func answer(profile *oci.LinuxSeccomp, name string) (oci.LinuxSeccompAction, *ui
 		if len(rule.Args) > 0 {
 			return "", nil, fmt.Errorf("cannot start the launcher under the engine's seccomp profile: it restricts the arguments of %s", name)
 		}
-		if !found { // libseccomp keeps the first of two unconditional rules
+		if !found || passes(action) {
 			action, errnoRet, found = rule.Action, rule.ErrnoRet, true
 		}
 	}
 	return action, errnoRet, nil
+}
+
+func passes(action oci.LinuxSeccompAction) bool {
+	return action == oci.ActAllow || action == oci.ActLog
 }
 
 func denialFor(name string, action oci.LinuxSeccompAction, errnoRet *uint) (Denial, error) {

@@ -32,6 +32,10 @@ func TestAdmit(t *testing.T) {
 			Syscalls: []oci.LinuxSyscall{allow(launcherCalls[1:]...)}}, "fcntl=ENOENT", ""},
 		{"denied by name", oci.LinuxSeccomp{DefaultAction: oci.ActAllow,
 			Syscalls: []oci.LinuxSyscall{{Names: []string{"seccomp", "mount"}, Action: oci.ActErrno}}}, "seccomp=EPERM", ""},
+		{"allowed and denied", oci.LinuxSeccomp{DefaultAction: oci.ActAllow, // libcontainer drops the first, which equals the default
+			Syscalls: []oci.LinuxSyscall{allow("seccomp"), {Names: []string{"seccomp"}, Action: oci.ActErrno, ErrnoRet: &enoent}}}, "seccomp=ENOENT", ""},
+		{"denied and allowed", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, // the strictest counts
+			Syscalls: []oci.LinuxSyscall{everything, {Names: []string{"seccomp"}, Action: oci.ActErrno, ErrnoRet: &enoent}, allow("seccomp")}}, "seccomp=ENOENT", ""},
 		{"killed for", oci.LinuxSeccomp{DefaultAction: oci.ActKillProcess, Syscalls: []oci.LinuxSyscall{allow(launcherCalls[:7]...)}},
 			"exit_group=EPERM", ""},
 		{"by argument", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, Syscalls: []oci.LinuxSyscall{everything,
