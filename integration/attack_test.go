@@ -484,3 +484,136 @@ func attackFromInside(b *box) {
 		}
 	}
 }
+
+// Limits and arguments that could trip the launcher: the program runs confined,
+// or it does not run.
+func TestAttackByStart(t *testing.T) {
+	b := newBox(t)
+	limit := func(kind string, n uint64) func() {
+		return func() { b.spec.Process.Rlimits = []oci.POSIXRlimit{{Type: kind, Soft: n, Hard: n}} }
+	}
+	args := func(args ...string) func() { return func() { b.spec.Process.Args = args } }
+	tests := map[string]func(){
+		"no descriptors":   limit("RLIMIT_NOFILE", 0),
+		"no file size":     limit("RLIMIT_FSIZE", 0),
+		"no memory":        limit("RLIMIT_AS", 1<<20),
+		"no data":          limit("RLIMIT_DATA", 0),
+		"no stack":         limit("RLIMIT_STACK", 1<<14),
+		"no processes":     limit("RLIMIT_NPROC", 1),
+		"no core":          limit("RLIMIT_CORE", 0),
+		"no time":          limit("RLIMIT_CPU", 0),
+		"an empty name":    args(""),
+		"a directory":      args("/bin/"),
+		"a slash":          args("/bin/busybox/"),
+		"the launcher":     args("/proc/self/fd/3", "cat", "/root/secret"),
+		"the launcher too": args("/proc/self/exe", "cat", "/root/secret"),
+		"the plan":         args("/proc/self/fd/4", "cat", "/root/secret"),
+		"no such name":     args("cat\x01", "/root/secret"),
+		"a relative name":  args("./bin/cat", "/root/secret"),
+		"a long name":      args("/"+strings.Repeat("a/", 2500), "/root/secret"),
+		"a long argument":  args("/bin/cat", "/root/secret", strings.Repeat("a", 100<<10)),
+		"many arguments":   args(append([]string{"/bin/cat", "/root/secret"}, strings.Split(strings.Repeat("a ", 5000), " ")...)...),
+	}
+	for n := range uint64(16) {
+		tests[fmt.Sprint(n+1, " descriptors")] = limit("RLIMIT_NOFILE", n+1)
+	}
+	for name, change := range tests {
+		b.spec.Process.Rlimits, b.spec.Process.Args = nil, []string{"/bin/cat", "/root/secret"}
+		change()
+		got := b.run(b.spec.Process.Args...)
+		if got.code == 0 || strings.Contains(got.stdout, "stolen") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	b.spec.Process.Rlimits = nil
+	if got := b.run("/bin/cat", "/usr/share/text"); got.stdout != "public" {
+		t.Errorf("the control does not run: %s", got)
+	}
+}
+
+// A user namespace of the container's own changes nothing: root in it has what
+// the ceiling leaves, over what Landlock leaves.
+func TestAttackInUserNamespace(t *testing.T) {
+	b := newBox(t)
+	const first = 200000
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.UserNamespace})
+	ids := []oci.LinuxIDMapping{{ContainerID: 0, HostID: first, Size: 65536}}
+	b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = ids, ids
+	b.must(filepath.WalkDir(b.rootfs(), func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, first, first)
+	}))
+	b.must(os.Chmod(b.dir, 0o755))
+	b.saveSpec()
+	k, got := b.create()
+	if got.code != 0 {
+		if strings.Contains(got.stderr, "uid_map") || strings.Contains(got.stderr, "mapping") {
+			lacking(t, "this kernel refuses user namespaces: %s", got.stderr)
+		}
+		t.Fatal(got)
+	}
+	if got := b.start(); got.code != 0 {
+		t.Fatal(got)
+	}
+	for _, k := range []*talk{k, b.exec()} {
+		k.want("ok 1", "status NoNewPrivs")
+		k.want("ok", "create /sandbox/new")
+		k.want("ok", "unlink /sandbox/new")
+		k.want("EACCES", "read /root/secret")
+		k.want("EPERM", "unshare 0x10000000")
+		k.want("EPERM", "mount none /tmp tmpfs 0")
+		k.want("E", "link-down")
+	}
+}
+
+// Profiles of an engine that would make the launcher believe that it did its
+// work. Whatever they say, both filters are on, and Landlock, or nothing runs.
+func TestAttackByProfile(t *testing.T) {
+	calls := []string{"landlock_restrict_self", "seccomp", "openat", "close", "fcntl", "pread64", "prctl"}
+	eacces, none := uint(13), uint(0)
+	rule := func(name string, action oci.LinuxSeccompAction, errno *uint) oci.LinuxSyscall {
+		return oci.LinuxSyscall{Names: []string{name}, Action: action, ErrnoRet: errno}
+	}
+	lie := func(name string) oci.LinuxSyscall {
+		if name == "openat" {
+			return rule(name, oci.ActErrno, &eacces) // as if Landlock had denied it
+		}
+		return rule(name, oci.ActErrno, &none)
+	}
+	allow := func(name string) oci.LinuxSyscall { return rule(name, oci.ActAllow, nil) }
+	profiles := map[string][]oci.LinuxSyscall{"nothing": nil}
+	for _, c := range calls {
+		profiles[c] = []oci.LinuxSyscall{lie(c)}
+		profiles[c+", allowed first"] = []oci.LinuxSyscall{allow(c), lie(c)}
+		profiles[c+", allowed then"] = []oci.LinuxSyscall{lie(c), allow(c)}
+		profiles[c+", logged first"] = []oci.LinuxSyscall{rule(c, oci.ActLog, nil), lie(c)}
+	}
+	all, twice := []oci.LinuxSyscall{}, []oci.LinuxSyscall{}
+	for _, c := range calls[:4] {
+		all, twice = append(all, lie(c)), append(twice, allow(c), lie(c))
+	}
+	profiles["all"], profiles["all, allowed first"] = all, twice
+	b := newBox(t)
+	ran := 0
+	for name, rules := range profiles {
+		b.spec.Linux.Seccomp = &oci.LinuxSeccomp{DefaultAction: oci.ActAllow, Syscalls: rules}
+		b.saveSpec()
+		// Each layer by a call that no profile here lies about.
+		verbs := "stat /root/secret\ntruncate /root/secret\npersonality 0x0400000\n"
+		got := b.nemoclaw(strings.NewReader(verbs), "run", "--bundle", b.path("bundle"), b.id)
+		switch got.stdout {
+		case "ok\nEACCES\nEPERM\n":
+			ran++
+		case "":
+			t.Logf("%s: %.100s", name, got.stderr)
+			b.nemoclaw(nil, "delete", "--force", b.id)
+		default:
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	if ran < 10 {
+		t.Errorf("programs ran under %d of %d profiles only", ran, len(profiles))
+	}
+}
