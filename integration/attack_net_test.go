@@ -204,6 +204,44 @@ func TestNetAttackWhileTheGatewayDies(t *testing.T) {
 	}
 }
 
+// A gateway that dies between create and start is not started without, and one
+// that lost its worker has another by then.
+func TestNetAttackBeforeTheStart(t *testing.T) {
+	e := newEarth(t)
+	for _, tc := range []struct {
+		dies   string
+		starts bool
+	}{{"worker", true}, {"monitor", false}} {
+		t.Run(tc.dies, func(t *testing.T) {
+			b := newBox(t)
+			b.policy(e.policy(e.Uplink(), allowed...))
+			main, created := b.create()
+			if created.code != 0 {
+				t.Fatalf("create: %s", created)
+			}
+			if tc.dies == "worker" {
+				kill(t, b.worker())
+			} else {
+				kill(t, b.monitor())
+			}
+			started := b.start()
+			if (started.code == 0) != tc.starts {
+				t.Errorf("start: %s", started)
+			}
+			if tc.starts {
+				main.want("ok hello", "dial echo.good.example:7000 hello")
+				return
+			}
+			if got := b.nemoclaw(nil, "kill", b.id, "KILL"); got.code != 0 {
+				t.Errorf("kill: %s", got)
+			}
+			if !main.silent() {
+				t.Error("the program ran")
+			}
+		})
+	}
+}
+
 func isOK(answer string) bool { return strings.HasPrefix(answer, "ok") }
 
 // waitFor polls what only another process changes.

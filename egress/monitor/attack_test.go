@@ -1,10 +1,14 @@
 package monitor
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
 )
@@ -57,4 +61,40 @@ func TestWorkersWordsAreBounded(t *testing.T) {
 	if len(w.open) != maxOpen {
 		t.Errorf("%d connections are kept in mind", len(w.open))
 	}
+}
+
+// Another file that is renamed while ours is half written does not have it read
+// by halves, without the deny rules that stand at its end.
+func TestEventsOfOtherFiles(t *testing.T) {
+	event := func(mask uint32, name string) []byte {
+		b := make([]byte, unix.SizeofInotifyEvent, 64)
+		binary.NativeEndian.PutUint32(b[4:], mask)
+		if name != "" {
+			binary.NativeEndian.PutUint32(b[12:], 32)
+			b = append(b, append([]byte(name), make([]byte, 32-len(name))...)...)
+		}
+		return b
+	}
+	for _, tc := range []struct {
+		what   string
+		events [][]byte
+		whole  bool
+		other  bool
+	}{
+		{"the file renamed into place", [][]byte{event(unix.IN_MOVED_TO, "policy.yaml")}, true, false},
+		{"the file closed", [][]byte{event(unix.IN_CLOSE_WRITE, "policy.yaml")}, true, false},
+		{"half of the file written", [][]byte{event(unix.IN_MODIFY, "policy.yaml")}, false, true},
+		{"another renamed meanwhile", [][]byte{event(unix.IN_MODIFY, "policy.yaml"), event(unix.IN_MOVED_TO, "policy.yaml.bak")}, false, true},
+		{"a ConfigMap's link", [][]byte{event(unix.IN_MOVED_TO, "..data")}, false, true},
+		{"the directory gone", [][]byte{event(unix.IN_MOVE_SELF, "")}, false, true},
+		{"too many to tell", [][]byte{event(unix.IN_Q_OVERFLOW, "")}, false, true},
+		{"both", [][]byte{event(unix.IN_MOVED_TO, "other"), event(unix.IN_CLOSE_WRITE, "policy.yaml")}, true, true},
+	} {
+		at, beside := events(slices.Concat(tc.events...), "policy.yaml")
+		if whole, other := at&wholeEvents != 0, at&(otherEvents|goneEvents)|beside != 0; whole != tc.whole || other != tc.other {
+			t.Errorf("%s: whole %v, other %v", tc.what, whole, other)
+		}
+	}
+	// What the kernel never writes is no reason to fall over.
+	events([]byte(strings.Repeat("\xff", 100)), "policy.yaml")
 }

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -24,8 +25,9 @@ const (
 
 // The events of a directory that may mean another policy (inotify(7)). A
 // rename and the closing of a written file leave it whole: they take effect at
-// once. After the others the file may be half written. Kubernetes renames the
-// symbolic link ..data beside it, so that names are not looked at.
+// once. After the others the file may be half written, and after those of
+// another file in its directory too: Kubernetes renames the symbolic link ..data
+// beside it, but somebody else may rename what he likes while ours is written.
 const (
 	wholeEvents = unix.IN_MOVED_TO | unix.IN_CLOSE_WRITE
 	otherEvents = unix.IN_CREATE | unix.IN_MODIFY | unix.IN_MOVED_FROM | unix.IN_DELETE | unix.IN_ATTRIB
@@ -55,14 +57,14 @@ func (m *Monitor) watchPolicy(ctx context.Context, reload <-chan os.Signal) *wat
 	} else {
 		w.inotify = os.NewFile(uintptr(fd), "inotify")
 	}
-	whole, other := make(chan struct{}, 1), make(chan struct{}, 1)
+	whole, other, beside := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	if w.inotify != nil {
 		context.AfterFunc(ctx, func() { w.inotify.Close() })
 		w.aim()
-		w.done.Go(func() { w.read(whole, other) })
+		w.done.Go(func() { w.read(whole, other, beside) })
 	}
 	w.done.Go(func() {
-		w.loop(ctx, reload, whole, other, func() { _, _ = m.reload() }) // told in the log and in Status
+		w.loop(ctx, reload, whole, other, beside, func() { _, _ = m.reload() }) // told in the log and in Status
 	})
 	return w
 }
@@ -96,32 +98,42 @@ func (w *watcher) aim() {
 }
 
 // read sorts events until the descriptor is closed.
-func (w *watcher) read(whole, other chan<- struct{}) {
+func (w *watcher) read(whole, other, beside chan<- struct{}) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := w.inotify.Read(buf)
 		if err != nil {
 			return
 		}
-		mask := masks(buf[:n])
-		if mask&wholeEvents != 0 {
+		at, others := events(buf[:n], filepath.Base(w.file))
+		if at&wholeEvents != 0 {
 			wake(whole)
 		}
-		if mask&(otherEvents|goneEvents) != 0 {
+		if at&(otherEvents|goneEvents) != 0 {
 			wake(other)
+		}
+		if others != 0 {
+			wake(beside)
 		}
 	}
 }
 
-// masks joins the masks of all events in b: wd, mask, cookie and len of four
-// bytes each, then a name of len bytes.
-func masks(b []byte) (all uint32) {
+// events joins the masks of the events in b, apart for the file called name and
+// for what is beside it: wd, mask, cookie and len of four bytes each, then a
+// name of len bytes, padded with zeroes (inotify(7)).
+func events(b []byte, name string) (at, beside uint32) {
 	for len(b) >= unix.SizeofInotifyEvent {
-		all |= binary.NativeEndian.Uint32(b[4:])
-		next := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
-		b = b[min(next, len(b)):]
+		mask := binary.NativeEndian.Uint32(b[4:])
+		next := min(unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:])), len(b))
+		who, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:next], []byte{0})
+		if string(who) == name {
+			at |= mask
+		} else {
+			beside |= mask
+		}
+		b = b[next:]
 	}
-	return all
+	return at, beside
 }
 
 func wake(c chan<- struct{}) {
@@ -131,11 +143,12 @@ func wake(c chan<- struct{}) {
 	}
 }
 
-func (w *watcher) loop(ctx context.Context, reload <-chan os.Signal, whole, other <-chan struct{}, changed func()) {
+func (w *watcher) loop(ctx context.Context, reload <-chan os.Signal, whole, other, beside <-chan struct{}, changed func()) {
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	settle := time.NewTimer(0) // the file may be another already than create read
 	defer settle.Stop()
+	settling := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -145,14 +158,23 @@ func (w *watcher) loop(ctx context.Context, reload <-chan os.Signal, whole, othe
 		case <-settle.C:
 		case <-other:
 			settle.Reset(quiet)
+			settling = true
+			continue
+		case <-beside: // others may go on for ever: they put nothing off
+			if !settling {
+				settle.Reset(quiet)
+				settling = true
+			}
 			continue
 		case <-poll.C:
 			w.aim()
-			if w.look() {
+			if w.look() && !settling {
 				settle.Reset(quiet)
+				settling = true
 			}
 			continue
 		}
+		settling = false
 		w.look()
 		changed()
 		w.aim()
