@@ -70,8 +70,8 @@ func (r *Runtime) Run(id string, o RunOptions) (int, error) {
 	defer n.stdio.Close()
 	if err := r.release(id, n.ctr); err != nil {
 		n.end()
-		_ = n.ctr.Destroy()
 		_ = r.forget(id)
+		_ = n.ctr.Destroy()
 		return -1, err
 	}
 	if o.Detach {
@@ -82,11 +82,11 @@ func (r *Runtime) Run(id string, o RunOptions) (int, error) {
 		n.end()
 	}
 	if !o.Keep {
-		if derr := n.ctr.Destroy(); err == nil {
-			err = derr
-		}
 		if ferr := r.forget(id); err == nil {
 			err = ferr
+		}
+		if derr := n.ctr.Destroy(); err == nil {
+			err = derr
 		}
 	}
 	return status, err

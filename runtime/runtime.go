@@ -157,10 +157,12 @@ func (r *Runtime) Delete(id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if err := ctr.Destroy(); err != nil {
+	// In this order: while libcontainer knows the id no other create can have
+	// put its own gateway and state in this one's place.
+	if err := r.forget(id); err != nil {
 		return err
 	}
-	return r.forget(id)
+	return ctr.Destroy()
 }
 
 // cgroupsFile tells in the state directory which cgroups a container would have:
