@@ -117,6 +117,11 @@ func FuzzParseHello(f *testing.F) {
 	f.Add(withNames(nil, "a.example", "b.example"))
 	f.Add(withTwice(nil))
 	f.Add([]byte{22, 3, 1, 0, 4, 1, 0, 0, 0})
+	warned := append([]byte{21, 3, 1, 0, 2, 1, 90}, hello...)
+	if _, understood := goReads(warned); !understood {
+		f.Error("crypto/tls does not skip a warning any more")
+	}
+	f.Add(warned)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		sni, err := parseHello(b)
 		for i := range min(len(b), 300) { // what is known does not change as more comes
@@ -128,7 +133,7 @@ func FuzzParseHello(f *testing.F) {
 		if understood && err == nil && theirs != sni {
 			t.Fatalf("crypto/tls reads %q, we read %q", theirs, sni)
 		}
-		if understood && err == errNotTLS {
+		if stray, _ := strayRecord(b); understood && err == errNotTLS && !stray {
 			t.Fatalf("crypto/tls reads a ClientHello for %q, we see no TLS", theirs)
 		}
 	})
