@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -268,7 +269,7 @@ func TestAttackBySwap(t *testing.T) {
 	// Here the guard forbids neither: what counts is that both are not mixed.
 	b.policy("filesystem: {volumes: policy_only, read_write: [/data]}\negress: {rules: []}\n")
 	ran, refused := 0, 0
-	for range 40 {
+	for range 30 {
 		switch got := b.run("/bin/probe", "read", "/data/file"); {
 		case strings.Contains(got.stderr, "another file was put in its place"):
 			refused++
@@ -370,6 +371,56 @@ func TestAttackByKilling(t *testing.T) {
 		}
 	}
 	t.Log("killed in time: ", hits)
+}
+
+// Commands on one container at the same time, and a create of its name: whoever
+// wins, nothing runs unconfined, and in the end nothing is left.
+func TestAttackByRaces(t *testing.T) {
+	b := newBox(t)
+	b.spec.Process.Args = []string{"/bin/sh", "-c", "cat /root/secret; sleep 1000"}
+	b.saveSpec()
+	defer reapOrphans()()
+	create := []string{"create", "--bundle", b.path("bundle"), b.id}
+	for round := range 12 {
+		commands := [][]string{create, {"start", b.id}, {"exec", b.id, "/bin/cat", "/root/secret"}, {"delete", "--force", b.id}, create, {"start", b.id}, {"exec", b.id, "/bin/cat", "/root/secret"}}
+		outs := make([]*os.File, len(commands))
+		cmds := make([]*exec.Cmd, len(commands))
+		for i, args := range commands {
+			f, err := os.Create(b.path(fmt.Sprint("race", i)))
+			b.must(err)
+			cmds[i] = b.command(args...)
+			cmds[i].Stdout, cmds[i].Stderr = f, f
+			outs[i] = f
+			b.must(cmds[i].Start())
+			if i == 0 || (i+round)%3 == 0 { // some are let through before the others begin
+				_ = cmds[i].Wait()
+			}
+		}
+		for i, cmd := range cmds {
+			if cmd.ProcessState == nil {
+				alarm := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+				_ = cmd.Wait()
+				if !alarm.Stop() {
+					t.Errorf("%v does not end", commands[i])
+				}
+			}
+		}
+		if got := b.nemoclaw(nil, "delete", "--force", b.id); got.code != 0 {
+			t.Fatalf("round %d: delete: %s", round, got)
+		}
+		for i, f := range outs {
+			if said, _ := os.ReadFile(f.Name()); strings.Contains(string(said), "stolen") {
+				t.Errorf("%v: %s", commands[i], said)
+			}
+			f.Close()
+		}
+		if left := b.leftovers(); len(left) > 0 {
+			t.Fatalf("round %d: left behind: %s", round, left)
+		}
+	}
+	if got := b.run("/bin/cat", "/usr/share/text"); got.stdout != "public" {
+		t.Errorf("the next one does not run: %s", got)
+	}
 }
 
 // reapOrphans does what the machine's first process would: it collects what has
