@@ -135,3 +135,19 @@ func TestAllowedThenRefusedIsNotFolded(t *testing.T) {
 		t.Errorf("%d were allowed and %d refused, want %d", len(allowed), refused, many)
 	}
 }
+
+// Two bytes and an end, from the program or from a server that is asked for a
+// WebSocket, end that connection and not the worker.
+func TestEmptyLineAndNothing(t *testing.T) {
+	sb := newSandbox(t, "egress:\n  rules:\n    - host: web.example.com\n      port: 80\n")
+	sb.serve("web.example.com", "93.184.216.34:80", func(c *net.TCPConn) {
+		c.Read(make([]byte, 1024))
+		io.WriteString(c, "\r\n")
+	})
+	if got := exchange(t, sb.dial("web.example.com", 80), "\r\n"); got != "" {
+		t.Errorf("the answer to nothing is %q", got)
+	}
+	sb.wantRecords("refuse tcp web.example.com:80 not-http")
+	exchange(t, sb.dial("web.example.com", 80), "GET / HTTP/1.1\r\nHost: web.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	sb.wantRecords("allow http web.example.com:80", "end http web.example.com:80")
+}

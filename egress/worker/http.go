@@ -347,7 +347,7 @@ func readBlock(br *bufio.Reader) ([]byte, error) {
 		switch {
 		case read > maxHead:
 			return b, errLongHead
-		case !looksHTTP(b) && b[0] != '\r':
+		case len(b) > 0 && !looksHTTP(b) && b[0] != '\r':
 			return b, errNotHTTP
 		case err == bufio.ErrBufferFull:
 			continue

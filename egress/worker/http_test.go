@@ -219,6 +219,7 @@ func FuzzParseHead(f *testing.F) {
 		"GET /c HTTP/1.1\r\nHost: web.example.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
 		"OPTIONS * HTTP/1.1\r\nHost: web.example.com\r\n\r\n",
 		"GET / HTTP/1.1\r\nHost: evil.example\r\nX: y\r\n z\r\n\r\n",
+		"\r\n", // the end behind an empty line
 	} {
 		f.Add([]byte(s))
 	}
