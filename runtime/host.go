@@ -35,6 +35,7 @@ func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (s
 		PolicyFile:       p.Path,
 		ConfigDirs:       []string{filepath.Dir(settings.File), s.PolicyDir},
 		Volumes:          volumes(spec),
+		SharesIPC:        sharesIPC(spec),
 		HasResolvConf:    hasResolvConf(spec, root),
 		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
 		Missing:          map[string]bool{},
@@ -47,6 +48,21 @@ func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (s
 		host.Missing[f.Name], host.Empty[f.Name] = look(root, f.Name)
 	}
 	return host, nil
+}
+
+// sharesIPC reports whether the ipc namespace that spec names is our own.
+func sharesIPC(spec *oci.Spec) bool {
+	if spec.Linux == nil {
+		return false
+	}
+	own, err := os.Stat("/proc/self/ns/ipc")
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool {
+		if n.Type != oci.IPCNamespace || n.Path == "" {
+			return false
+		}
+		named, nerr := os.Stat(n.Path)
+		return err != nil || nerr != nil || os.SameFile(own, named)
+	})
 }
 
 func rootfs(spec *oci.Spec) (string, error) {

@@ -15,6 +15,9 @@ type Host struct {
 	// Volumes are the spec's bind mounts, in its order.
 	Volumes []Volume
 
+	// SharesIPC tells that the spec names an ipc namespace that is the host's.
+	SharesIPC bool
+
 	// HasResolvConf tells that the root file system or a mount brings an
 	// /etc/resolv.conf with a name server in it.
 	HasResolvConf bool

@@ -53,7 +53,10 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 	if !slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return m.Type == "proc" && path.Clean(m.Destination) == "/proc" }) {
 		fault("add the usual proc mount to the spec", "mounts: there is no proc mount at /proc, so the image could supply the launcher")
 	}
-	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.IPCNamespace }) {
+	if !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.MountNamespace && n.Path == "" }) {
+		fault("", "mounts: the container has no mount namespace of its own")
+	}
+	if host.SharesIPC || !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.IPCNamespace }) {
 		fault("leave out --ipc host", "ipc: the container shares the host's, and with it the memory that programs of its user share there")
 	}
 	for _, m := range spec.Mounts {
