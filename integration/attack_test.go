@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,6 +35,12 @@ func TestAttackBySpec(t *testing.T) {
 			b.spec.Linux.Namespaces = kept
 		}
 	}
+	by := func(kind oci.LinuxNamespaceType, name string) func(*box) {
+		return func(b *box) {
+			without(kind)(b)
+			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: kind, Path: fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), name)})
+		}
+	}
 	device := func(path string) func(*box) {
 		return func(b *box) {
 			b.spec.Linux.Devices = append(b.spec.Linux.Devices, oci.LinuxDevice{Path: path, Type: "c", Major: 1, Minor: 3})
@@ -48,14 +55,13 @@ func TestAttackBySpec(t *testing.T) {
 
 		{"the host's ipc", without(oci.IPCNamespace), "ipc: "},
 		{"the host's network", without(oci.NetworkNamespace), "network: "},
-		{"the host's mounts", without(oci.MountNamespace), "MNT"},
+		{"the host's mounts", without(oci.MountNamespace), "mounts: "},
+		{"somebody's mounts", by(oci.MountNamespace, "mnt"), "mounts: "},
+		{"the host's ipc, by a path", by(oci.IPCNamespace, "ipc"), "ipc: "},
+		{"the host's network, by a path", by(oci.NetworkNamespace, "net"), "network: "},
 		{"two networks", func(b *box) {
 			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.NetworkNamespace, Path: "/proc/self/ns/net"})
 		}, "duplicate"},
-		{"the host's network, by a path", func(b *box) {
-			without(oci.NetworkNamespace)(b)
-			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.NetworkNamespace, Path: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())})
-		}, "network: "},
 
 		{"the kernel's settings", bind("/proc/sys"), "/proc"},
 		{"a root by its process", bind("/proc/1/root"), "it lies in /proc"},
@@ -420,6 +426,66 @@ func TestAttackByRaces(t *testing.T) {
 	}
 	if got := b.run("/bin/cat", "/usr/share/text"); got.stdout != "public" {
 		t.Errorf("the next one does not run: %s", got)
+	}
+}
+
+// Another user of the host reads and enters nothing of a sandbox's.
+func TestAttackByNeighbour(t *testing.T) {
+	b := newBox(t)
+	b.up()
+	b.must(os.Chmod(b.dir, 0o755))
+	b.write("control", "")
+	as := func(uid uint32, file string) error {
+		cmd := exec.Command("busybox", "cat", file)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		return cmd.Run()
+	}
+	if err := as(65534, b.path("control")); err != nil {
+		t.Fatal("the control: ", err)
+	}
+	for _, file := range []string{
+		filepath.Join(b.stateDir(), "sandbox.json"), filepath.Join(b.stateDir(), "control.sock"), filepath.Join(b.stateDir(), "runtime.sock"),
+		b.auditFile(), b.path("root/" + b.id + "/state.json"), b.path("root/" + b.id + "/exec.fifo"),
+	} {
+		if err := as(65534, file); err == nil {
+			t.Errorf("another user reads %s", file)
+		}
+		for dir := file; dir != b.dir; dir = filepath.Dir(dir) {
+			if st, err := os.Lstat(dir); err == nil && st.Mode()&0o022 != 0 && st.Mode()&os.ModeSymlink == 0 {
+				t.Errorf("others may write %s: %v", dir, st.Mode())
+			}
+		}
+	}
+}
+
+// Two containers that share a pid namespace see each other, and that is all.
+func TestAttackOnSibling(t *testing.T) {
+	b := newBox(t)
+	b.up()
+	victim := b.initPID()
+	c := newBox(t)
+	for i, ns := range c.spec.Linux.Namespaces {
+		if ns.Type == oci.PIDNamespace {
+			c.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/pid", victim)
+		}
+	}
+	main := c.up()
+	t.Cleanup(reapOrphans())
+	t.Cleanup(func() { // both, before one of them looks for what is left
+		for _, box := range []*box{c, b} {
+			if got := box.nemoclaw(nil, "delete", "--force", box.id); got.code != 0 {
+				t.Error(got)
+			}
+		}
+	})
+	for _, k := range []*talk{main, c.exec()} {
+		k.want("ok", "read /proc/1/comm")
+		k.want("EPERM", "kill 1 0")
+		k.want("EPERM", "sys 302 1 0 buf 0")
+		k.want("EACCES", "read /proc/1/root/usr/share/text")
+		k.want("EACCES", "read /proc/1/environ")
+		k.want("EPERM", "vm-read 1")
+		k.want("EPERM", "take-fd 1 0")
 	}
 }
 
