@@ -83,7 +83,7 @@ func (p *parser) filesystem(n *yaml.Node, f *Filesystem) {
 				p.faultAt(max(ro.Line, rw.Line), 1, "%s is in read_only (line %d) and in read_write (line %d); write it in one of them", ro.Name, ro.Line, rw.Line)
 			case strings.HasPrefix(ro.Name, rw.Name+"/"):
 				// Landlock grants the union of rules: the outer one wins.
-				p.faultAt(ro.Line, 1, "%s cannot be read-only: it lies in %s, which may be written; write what may be written instead of %s", ro.Name, rw.Name, rw.Name)
+				p.faultAt(ro.Line, 1, "%s cannot be read-only: it lies in %s, which may be written; name the writable places below %s one by one", ro.Name, rw.Name, rw.Name)
 			}
 		}
 	}
