@@ -13,7 +13,7 @@ import (
 // something else that refers to it. It needs CAP_SYS_ADMIN.
 func NewNetns() (*os.File, error) {
 	var ns *os.File
-	err := onThread(func() (err error) {
+	err := OnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("cannot make a network namespace: %w", err)
 		}
@@ -76,7 +76,7 @@ func SameNetns(a, b *os.File) (bool, error) {
 // which ends with f, so that no other goroutine ever meets the namespace; a
 // goroutine that f starts is not in ns.
 func In(ns *os.File, f func() error) error {
-	return onThread(func() error {
+	return OnThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("cannot enter a network namespace: %w", err)
 		}
@@ -84,17 +84,17 @@ func In(ns *os.File, f func() error) error {
 	})
 }
 
-// onThread runs f on a thread that is thrown away. The process's first thread
+// OnThread runs f on a thread that is thrown away. The process's first thread
 // is passed over: the Go runtime never ends it, and /proc/self/ns/net would
 // show f's namespace ever after.
-func onThread(f func() error) error {
+func OnThread(f func() error) error {
 	done := make(chan error)
 	go func() {
 		err := errors.New("cannot go on: the function left its thread")
 		defer func() { done <- err }()
 		goruntime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			err = onThread(f)
+			err = OnThread(f)
 			goruntime.UnlockOSThread()
 			return
 		}

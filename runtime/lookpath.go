@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	goruntime "runtime"
 	"slices"
 	"strings"
 	"unsafe"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/hooks"
 )
 
 // lookPath resolves a process's args[0] as runc's init does, with the rights of
@@ -19,23 +20,15 @@ import (
 // not" by them. With the launcher in args[0] init itself would find the
 // launcher, and the error would come only at start.
 func (root *containerRoot) lookPath(p *oci.Process) (string, error) {
-	type result struct {
-		program string
-		err     error
-	}
-	done := make(chan result)
-	go func() {
-		// Never unlocked: the thread ends with its borrowed credentials.
-		goruntime.LockOSThread()
+	var program string
+	err := hooks.OnThread(func() (err error) { // which ends with its borrowed credentials
 		if err := root.become(p); err != nil {
-			done <- result{err: fmt.Errorf("cannot look for the program as the container's user: %w", err)}
-			return
+			return fmt.Errorf("cannot look for the program as the container's user: %w", err)
 		}
-		program, err := root.search(p)
-		done <- result{program, err}
-	}()
-	r := <-done
-	return r.program, r.err
+		program, err = root.search(p)
+		return err
+	})
+	return program, err
 }
 
 // become gives the calling thread the file system credentials of the

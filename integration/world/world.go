@@ -503,11 +503,17 @@ func in(ns netns.NsHandle, f func() error) error {
 }
 
 // thread runs f on a thread that ends with it, so that no other goroutine meets
-// the namespace that f leaves behind.
+// the namespace that f leaves behind. It is never the process's first thread,
+// which does not end and by which /proc/PID/ns shows the process.
 func thread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		goruntime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- thread(f)
+			goruntime.UnlockOSThread()
+			return
+		}
 		done <- f()
 	}()
 	return <-done
