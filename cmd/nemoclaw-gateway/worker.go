@@ -57,7 +57,7 @@ func confine() error {
 	}
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil || abi < minLandlock {
-		return errors.Join(fmt.Errorf("Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
+		return errors.Join(fmt.Errorf("cannot confine the worker: Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
 	}
 	// All rights of the file system that this kernel knows, and no rule:
 	// nothing can be opened. The ABI has been checked, so "best effort" only
@@ -66,7 +66,7 @@ func confine() error {
 		return err
 	}
 	if _, err := os.Open("/"); err == nil {
-		return errors.New("Landlock does not hold")
+		return errors.New("cannot confine the worker: the ruleset does not hold")
 	}
 	return loadFilter()
 }

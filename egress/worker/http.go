@@ -331,11 +331,10 @@ const (
 // lines before the first (RFC 9112, 2.2). With an error it returns what it
 // has. It gives up at the first line that is not one of HTTP.
 func readBlock(br *bufio.Reader) ([]byte, error) {
-	first, err := br.Peek(1)
-	if err != nil {
+	if _, err := br.Peek(1); err != nil {
 		return nil, err
 	}
-	first, _ = br.Peek(br.Buffered())
+	first, _ := br.Peek(br.Buffered())
 	if !looksHTTP(first) && first[0] != '\r' {
 		return first, errNotHTTP // its end of line might never come
 	}

@@ -3,6 +3,7 @@ package worker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -183,7 +184,7 @@ func TestHTTPClientAndServer(t *testing.T) {
 	})}
 	go server.Serve(sb.listen("web.example.com", "93.184.216.34:80"))
 	t.Cleanup(func() { server.Close() })
-	client := &http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) {
+	client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return sb.dial("web.example.com", 80), nil
 	}}}
 	t.Cleanup(client.CloseIdleConnections)
