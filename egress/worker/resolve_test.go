@@ -1,11 +1,13 @@
 package worker
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -56,11 +58,8 @@ func resolverOf(t *testing.T, n *nameserver, zone ...string) *resolver {
 		check(t, err)
 		n.zone = append(n.zone, rr)
 	}
-	u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
+	u, l := samePort(t)
 	port := u.LocalAddr().(*net.UDPAddr).Port
-	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
-	check(t, err)
 	for _, s := range []*wire.Server{{PacketConn: u, Handler: n}, {Listener: l, Handler: n}} {
 		go s.ActivateAndServe()
 	}
@@ -68,6 +67,24 @@ func resolverOf(t *testing.T, n *nameserver, zone ...string) *resolver {
 	r := newResolver(t.Context(), []netip.Addr{netip.MustParseAddr("127.0.0.1")})
 	r.port = uint16(port)
 	return r
+}
+
+// samePort listens on one port for UDP and TCP. The kernel picks it for UDP, and
+// somebody may have it for TCP: then another is picked, while the first is held.
+func samePort(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for {
+		u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		check(t, err)
+		l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: u.LocalAddr().(*net.UDPAddr).Port})
+		if err == nil {
+			return u, l
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+		defer u.Close()
+	}
 }
 
 func TestLookup(t *testing.T) {
