@@ -295,7 +295,10 @@ func testNothingLeaves(t *testing.T, uplink, user string) {
 	})
 	e.explain(b)
 
+	// The server answers: whatever opened this connection has left before.
 	main.want("ok", "open live echo.good.example:7000")
+	main.want("ok", "say live hello")
+	main.want("ok hello", "hear live")
 	monitor, worker := b.monitor(), b.worker()
 	kill(t, monitor, worker)
 	if got := main.ask("hear live"); got != "ECONNRESET" && got != "EOF" {
