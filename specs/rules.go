@@ -229,7 +229,7 @@ func belowHome(dir string) bool {
 func Writable(rules []landlock.Rule) []string {
 	var dirs []string
 	for _, r := range rules {
-		if r.Access&landlock.MakeReg != 0 && !within(r.Path, "/dev") {
+		if r.Access&landlock.MakeReg != 0 && !within(r.Path, "/dev") && !slices.Contains(dirs, r.Path) {
 			dirs = append(dirs, r.Path)
 		}
 	}

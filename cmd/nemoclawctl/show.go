@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -151,6 +154,7 @@ func printStatus(w io.Writer, s *sandbox, st *control.Status) error {
 		{"policy:", policyText(s.PolicyName, s.PolicyFile)},
 		{"audit log:", s.AuditLog},
 	}
+	var notes []string
 	if st != nil {
 		for _, a := range alarms(st) {
 			fmt.Fprintln(w, loud(w, a))
@@ -161,12 +165,14 @@ func printStatus(w io.Writer, s *sandbox, st *control.Status) error {
 			[]string{"uplink:", cmp.Or(strings.Join(st.Links, ", "), "none")},
 			[]string{"connections:", fmt.Sprintf("%d open, %d allowed, %d refused", st.Open, st.Allowed, st.Refused)},
 		)
-		for _, n := range st.Notes {
+		notes = append(notes, st.Notes...)
+	}
+	layers, stored := layersText(s)
+	rows = append(rows, layers...)
+	for i, n := range slices.Concat(stored, notes) {
+		if i < len(stored) || !slices.Contains(stored, n) { // the gateway was told of create's
 			rows = append(rows, []string{"note:", n})
 		}
-	}
-	if layers := confinedText(s.Confined); len(layers) > 0 {
-		rows = append(rows, layers...)
 	}
 	return table(w, rows)
 }
@@ -186,26 +192,47 @@ func gatewayText(st *control.Status) string {
 	return fmt.Sprintf("monitor %d, %s, %d restarts, since %s", st.Monitor, worker, st.Restarts, st.Since.Format(time.RFC3339))
 }
 
-// confinedText shows what the runtime stored of the other layers, key by key.
-func confinedText(raw json.RawMessage) (rows [][]string) {
-	dec := json.NewDecoder(strings.NewReader(string(raw)))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil
+// layersText shows layers 1 and 2: what create stored, and what the kernel says
+// of the first process now; and the notes of create.
+func layersText(s *sandbox) (rows [][]string, notes []string) {
+	var stored struct {
+		ABI     int `json:"landlock_abi"`
+		Granted []struct {
+			Path string `json:"path"`
+		} `json:"granted"`
+		Writable []string `json:"writable"`
+		Filter   []byte   `json:"filter"`
+		Notes    []string `json:"notes"`
 	}
-	for dec.More() {
-		key, err := dec.Token()
-		var value json.RawMessage
-		if err != nil || dec.Decode(&value) != nil {
-			break
-		}
-		text := string(value)
-		var s string
-		if json.Unmarshal(value, &s) == nil {
-			text = s
-		}
-		rows = append(rows, []string{fmt.Sprint(key) + ":", text})
+	if json.Unmarshal(s.Confined, &stored) != nil {
+		return nil, nil
 	}
-	return rows
+	const instruction = 8 // bytes of struct sock_filter
+	rows = append(rows,
+		[]string{"landlock:", fmt.Sprintf("ABI %d, %d rules, writable: %s", stored.ABI, len(stored.Granted), strings.Join(stored.Writable, " "))},
+		[]string{"seccomp:", fmt.Sprintf("second filter of %d instructions, sha256 %.12x", len(stored.Filter)/instruction, sha256.Sum256(stored.Filter))},
+	)
+	if start, err := control.StartTime(s.InitPID); err == nil && start == s.InitStart {
+		rows = append(rows, []string{"process:", "the kernel says " + processText(s.InitPID)})
+	}
+	return rows, stored.Notes
+}
+
+// processText is what /proc/PID/status tells of a process's confinement
+// (proc_pid_status(5)).
+func processText(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return "nothing: " + err.Error()
+	}
+	var told []string
+	for line := range strings.Lines(string(b)) {
+		switch key, value, _ := strings.Cut(line, ":"); key {
+		case "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapBnd":
+			told = append(told, key+" "+strings.TrimSpace(value))
+		}
+	}
+	return strings.Join(told, ", ")
 }
 
 var pendingCommand = &cli.Command{
