@@ -15,7 +15,7 @@ import (
 )
 
 // enginePackages are unpacked with whatever they need that this machine lacks.
-var enginePackages = []string{"docker.io", "containerd", "runc", "iptables", "debootstrap"}
+var enginePackages = []string{"docker.io", "containerd", "runc", "iptables", "debootstrap", "wget"}
 
 // imagePackages are what the Debian image has beyond the minimum.
 const imagePackages = "python3,git,curl,ca-certificates"
@@ -244,7 +244,12 @@ func (c cache) packDebian(release, to, scratch string) error {
 	}
 	root := filepath.Join(scratch, "root")
 	cmd := exec.Command(filepath.Join(c.engine(), "usr/sbin/debootstrap"), "--variant=minbase", "--include="+imagePackages, release, root, mirror)
-	cmd.Env = append(os.Environ(), "DEBOOTSTRAP_DIR="+filepath.Join(c.engine(), "usr/share/debootstrap"))
+	libraries, err := c.libraries()
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(os.Environ(), "DEBOOTSTRAP_DIR="+filepath.Join(c.engine(), "usr/share/debootstrap"),
+		"PATH="+c.path(), "LD_LIBRARY_PATH="+libraries) // it downloads by wget
 	if err := quietly(cmd); err != nil {
 		return err
 	}
