@@ -10,13 +10,14 @@ ARCH    := $(shell $(GO) env GOARCH)
 
 export GOFLAGS := -buildvcs=false
 
-# seccomp: libcontainer's filters. urfave_cli_no_docs: 0.4 ms less of start-up.
-TAGS    := seccomp,urfave_cli_no_docs,netgo,osusergo
+# seccomp: libcontainer's filters. urfave_cli_no_docs, runc_nocriu: 1 ms less of
+# start-up, for what is not offered.
+TAGS    := seccomp,urfave_cli_no_docs,runc_nocriu,netgo,osusergo
 STAMP   := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LDFLAGS := -s -w $(STAMP)
 
 PROGRAMS := bin/nemoclaw bin/nemoclaw-gateway bin/nemoclawctl bin/containerd-shim-nemoclaw-v1
-SOURCES  := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum
+SOURCES  := $(shell find . -name '*.go' -not -path './.cache/*') go.mod go.sum Makefile
 
 # The launcher: no libc, no start files, one page of code.
 LAUNCH_FLAGS := -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-pie -no-pie -fno-asynchronous-unwind-tables \
