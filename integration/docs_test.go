@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -76,4 +77,52 @@ func testNames(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 	return names
+}
+
+// The README's policy is a policy, and the fault that it shows is what check
+// says.
+func TestTheReadmeIsTrue(t *testing.T) {
+	nemoclaw := program(t, "nemoclaw")
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(begin string) string {
+		_, after, ok := strings.Cut(string(text), "```"+begin)
+		body, _, closed := strings.Cut(after, "\n```")
+		if !ok || !closed {
+			t.Fatalf("the README has no block that begins %q", begin)
+		}
+		return body + "\n"
+	}
+	good := block("yaml\n")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "policy.yaml")
+	check := func(src string) string {
+		if err := os.WriteFile(file, []byte(src), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(nemoclaw, "check", "policy.yaml")
+		cmd.Dir = dir
+		out, _ := cmd.CombinedOutput() // what it says tells how it ended
+		return string(out)
+	}
+	if out := check(good); !strings.HasPrefix(out, "policy.yaml is a valid policy\n") {
+		t.Errorf("the README's policy:\n%s", out)
+	}
+	faulty := strings.Replace(good, "port: 443", "prot: 443", 1)
+	faulty = strings.ReplaceAll(faulty, "            # Claude API", "")
+	want := strings.TrimPrefix(block("\nnemoclaw: cannot use"), "\n")
+	shown := "nemoclaw: cannot use" + want
+	out := check(faulty)
+	for _, line := range strings.Split(strings.TrimSpace(shown), "\n") {
+		if !strings.Contains(out, line) {
+			t.Errorf("the README shows %q; check says\n%s", line, out)
+		}
+	}
+	for _, make := range []string{"make demo", "make test"} {
+		if !strings.Contains(block("sh\n"), make) {
+			t.Errorf("the README does not begin with %q", make)
+		}
+	}
 }
