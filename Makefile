@@ -74,7 +74,7 @@ bench: build ## measure beside runc, crun, haproxy and nginx; BENCH="-only net -
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@latest
 lint: runtime/launch_$(ARCH).bin ## gofmt, vet, staticcheck, and govulncheck where its database can be reached
-	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt: the files above are not formatted"; exit 1; }
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt: not formatted:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet -tags $(TAGS) ./...
 	$(GO) run $(STATICCHECK) -tags $(TAGS) ./...
 	@if $(GO) run $(GOVULNCHECK) -tags $(TAGS) ./... >bin/vuln.txt 2>&1; then cat bin/vuln.txt; \
