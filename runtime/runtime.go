@@ -48,9 +48,8 @@ func (r *Runtime) Load(id string) (*libcontainer.Container, error) {
 	return libcontainer.Load(r.Root, id)
 }
 
-// sandbox returns what create stored. A container without it is unconfined, or
-// none of ours: the caller treats its absence as an error unless create was
-// told "unconfined".
+// sandbox returns what create stored. Without it nothing can be told of how the
+// container is confined, and nothing is done in it.
 func (r *Runtime) sandbox(id string) (*control.Sandbox, *confined, *policy.Policy, error) {
 	s, err := control.ReadSandbox(r.Dir(id))
 	if err != nil {
@@ -117,6 +116,11 @@ func (r *Runtime) release(id string, ctr *libcontainer.Container) error {
 			return fmt.Errorf("cannot start container %s: its init is gone: %s", id, hideENOENT(err))
 		}
 		defer inner.Close()
+		// Asked behind the open: another process that has init's pid by now
+		// has another namespace, which is none of ours to seal.
+		if start, err := control.StartTime(s.InitPID); err != nil || start != s.InitStart {
+			return fmt.Errorf("cannot start container %s: its init is gone", id)
+		}
 		if err := hooks.Release(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
 			return fmt.Errorf("cannot start container %s: network: %w", id, err)
 		}
