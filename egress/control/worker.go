@@ -12,7 +12,7 @@ import (
 //	rules{…}                              ──▶ decides by these from now on,
 //	                                          cuts what they no longer allow
 //	                                      ◀── applied{generation, cut}
-//	                                      ◀── who{n, src, dst}
+//	                                      ◀── who{n, src, dst}, if a rule asks for the owner
 //	process{n, …}                         ──▶
 //	                                      ◀── records{[n, …]}
 //	written{n | fault}                    ──▶ only now may bytes pass
@@ -72,6 +72,10 @@ type Whois struct {
 
 // Process is who opened a connection.
 type Process struct {
+	// Unsure is why this may be another process than the one that connected;
+	// empty: it is the one. A rule that names programs is not satisfied by an
+	// owner of whom one is not sure.
+	Unsure    string   `json:"unsure,omitempty"`
 	PID       int      `json:"pid"` // in the host's pid namespace
 	Name      string   `json:"name"`
 	Exe       string   `json:"exe"`
@@ -124,17 +128,18 @@ type Record struct {
 	Port       uint16         `json:"port,omitempty"`
 	Addr       netip.AddrPort `json:"addr"` // what was dialed, or would have been
 	Src        netip.AddrPort `json:"src"`  // the program's end
+	Dst        netip.AddrPort `json:"dst"`  // what the program dialed; invalid: no TCP connection
 	Reason     string         `json:"reason,omitempty"`
 	Detail     string         `json:"detail,omitempty"` // for people; escaped by the log
 	Rule       string         `json:"rule,omitempty"`   // file:line, "grant", "built-in"
 	Generation uint64         `json:"generation"`
-	Request    string         `json:"request"`           // joins the lines of one connection; shown in refusals
-	Method     string         `json:"method,omitempty"`  // plain HTTP only
-	Sent       int64          `json:"sent,omitempty"`    // bytes from the program, at the end
-	Got        int64          `json:"got,omitempty"`     // bytes to the program, at the end
-	Lasted     time.Duration  `json:"lasted,omitempty"`  // nanoseconds
-	Process    *Process       `json:"process,omitempty"` // nil: not found
-	Count      int            `json:"count,omitempty"`   // refusals folded into this line
+	Request    string         `json:"request"`          // joins the lines of one connection; shown in refusals
+	Method     string         `json:"method,omitempty"` // plain HTTP only
+	Sent       int64          `json:"sent,omitempty"`   // bytes from the program, at the end
+	Got        int64          `json:"got,omitempty"`    // bytes to the program, at the end
+	Lasted     time.Duration  `json:"lasted,omitempty"` // nanoseconds
+	Process    *Process       `json:"-"`                // the monitor's to find out; nil: it could not
+	Count      int            `json:"count,omitempty"`  // refusals folded into this line
 }
 
 // Verdict is what became of an attempt.

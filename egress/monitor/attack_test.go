@@ -56,7 +56,7 @@ func TestWorkersWordsAreBounded(t *testing.T) {
 	}
 	var w worker
 	for i := range 2 * maxOpen {
-		w.opened(fmt.Sprint(i))
+		w.opened(fmt.Sprint(i), nil)
 	}
 	if len(w.open) != maxOpen {
 		t.Errorf("%d connections are kept in mind", len(w.open))

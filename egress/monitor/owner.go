@@ -48,7 +48,7 @@ func (m *Monitor) answerQuestions(conn *control.Conn) chan<- question {
 		for q := range questions {
 			whois := control.Whois{N: q.N}
 			if time.Since(q.asked) < maxWait {
-				whois.Process = m.owners.find(q.Src, q.Dst)
+				whois.Process = m.owners.find(q.Src, q.Dst, time.Now().Add(scanBudget))
 			}
 			_ = conn.Send(control.ToWorker{Process: &whois}) // its end shows in Recv
 		}
@@ -115,14 +115,13 @@ func (o *owners) close() {
 }
 
 // find returns the process that connected src to dst, or nil if it cannot be
-// found within scanBudget.
-func (o *owners) find(src, dst netip.AddrPort) *control.Process {
+// found before the deadline.
+func (o *owners) find(src, dst netip.AddrPort, deadline time.Time) *control.Process {
 	if o == nil {
 		return nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	deadline := time.Now().Add(scanBudget)
 	sock, err := o.lookup(src, dst)
 	if err != nil {
 		return nil

@@ -22,6 +22,7 @@ const (
 // record writes what the worker reports, and answers it: nothing of it may
 // happen before.
 func (m *Monitor) record(r *control.Records) *control.Written {
+	m.attribute(r.List)
 	lines := make([]audit.Entry, len(r.List))
 	for i := range r.List {
 		lines[i] = network(m.attached.ID, &r.List[i])
@@ -32,6 +33,29 @@ func (m *Monitor) record(r *control.Records) *control.Written {
 		return &control.Written{N: r.N, Fault: err.Error()}
 	}
 	return &control.Written{N: r.N}
+}
+
+// attribute finds out whose connections these are, while they are open: that is
+// until their records are written. A connection keeps its owner until its end.
+// However many there are, it takes no longer than one search.
+func (m *Monitor) attribute(list []control.Record) {
+	deadline := time.Now().Add(scanBudget)
+	for i := range list {
+		r := &list[i]
+		if owner, known := m.owner(r.Request); known {
+			r.Process = owner
+		} else if r.Dst.IsValid() && (r.Verdict == control.Allow || r.Verdict == control.Refuse) {
+			r.Process = m.owners.find(r.Src, r.Dst, deadline)
+		}
+	}
+}
+
+// owner returns the process behind an open connection.
+func (m *Monitor) owner(request string) (owner *control.Process, known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	owner, known = m.worker.open[clip(request, maxHost)]
+	return owner, known
 }
 
 // count keeps Status and the pending decisions. Of what could not be written
@@ -45,7 +69,7 @@ func (m *Monitor) count(list []control.Record, written bool) {
 		case control.Allow:
 			if written {
 				m.allowed++
-				m.worker.opened(r.Request)
+				m.worker.opened(r.Request, r.Process)
 			}
 		case control.Refuse:
 			m.worker.closed(r.Request) // its address was none that may be reached

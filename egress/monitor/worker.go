@@ -33,8 +33,8 @@ type worker struct {
 	conn     *control.Conn
 	process  *os.Process
 	pid      int
-	ready    bool            // it has put rules into force
-	open     map[string]bool // connections passing, by their request
+	ready    bool                        // it has put rules into force
+	open     map[string]*control.Process // connections passing, by their request, and whose they are
 	restarts int
 }
 
@@ -42,12 +42,12 @@ type worker struct {
 // fewer connections at once.
 const maxOpen = 4096
 
-func (w *worker) opened(request string) {
+func (w *worker) opened(request string, owner *control.Process) {
 	if w.open == nil {
-		w.open = map[string]bool{}
+		w.open = map[string]*control.Process{}
 	}
 	if len(w.open) < maxOpen {
-		w.open[clip(request, maxHost)] = true
+		w.open[clip(request, maxHost)] = owner
 	}
 }
 

@@ -29,8 +29,6 @@ type flow struct {
 	started time.Time
 	ctx     context.Context
 	cancel  context.CancelFunc
-	who     question
-	process *control.Process
 
 	proto    string // "tcp", "tls", "http", "dns"
 	method   string
@@ -134,10 +132,13 @@ func (s *server) decline(f *flow) {
 	s.wg.Go(func() {
 		defer s.refusals.give()
 		defer f.close()
-		f.who = s.asked.ask(f.src, f.dst)
 		f.refuse(f.sniff())
 	})
 }
+
+// owner asks whose connection this is. It takes a round trip, and f.mu must not
+// be held: only where a rule depends on it.
+func (f *flow) owner() *control.Process { return f.s.asked.ask(f.s.ctx, f.src, f.dst) }
 
 // admitDNS serves a connection that carries DNS.
 func (s *server) admitDNS(c *net.TCPConn) {
@@ -224,7 +225,6 @@ func (f *flow) serve() {
 	defer f.close()
 	defer f.s.flows.remove(f)
 	defer f.cancel()
-	f.who = f.s.asked.ask(f.src, f.dst)
 	switch {
 	case f.raw || !strict(f.target.port):
 		f.serveAny()
@@ -395,7 +395,6 @@ func (f *flow) serveHTTP() {
 // open has the decision recorded and connects to the server. If it returns
 // false the connection has ended.
 func (f *flow) open() bool {
-	f.process = f.who.wait(f.s.ctx)
 	if err := f.s.records.write(f.record(control.Allow, "", "")); err != nil {
 		f.answer(fault{reason: policy.Unrecorded, proto: f.proto})
 		return false
@@ -511,9 +510,9 @@ func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail stri
 	f.mu.Unlock()
 	r := control.Record{
 		Verdict: verdict, Proto: f.proto, Host: f.target.name(), Port: f.target.port,
-		Addr: addr, Src: f.src, Reason: string(reason), Detail: detail,
+		Addr: addr, Src: f.src, Dst: f.dst, Reason: string(reason), Detail: detail,
 		Rule: where, Generation: generation,
-		Request: f.request, Method: f.method, Process: f.process,
+		Request: f.request, Method: f.method,
 	}
 	if f.target.host == "" && !r.Addr.IsValid() {
 		r.Addr = f.dst

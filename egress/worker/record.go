@@ -162,16 +162,7 @@ func (r *recorder) batch() ([]control.Record, uint64) {
 // weight estimates the length of a record in JSON, from above: escaping makes
 // six characters of one.
 func weight(r *control.Record) int {
-	n := 1024 + 6*(len(r.Host)+len(r.Detail)+len(r.Rule)+len(r.Method))
-	if p := r.Process; p != nil {
-		n += 6 * (len(p.Name) + len(p.Exe))
-		for _, list := range [][]string{p.Args, p.Ancestors} {
-			for _, s := range list {
-				n += 6*len(s) + 3
-			}
-		}
-	}
-	return n
+	return 1024 + 6*(len(r.Host)+len(r.Detail)+len(r.Rule)+len(r.Method))
 }
 
 // written is the monitor's answer.

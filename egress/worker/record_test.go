@@ -120,11 +120,10 @@ func TestAnswersToRecords(t *testing.T) {
 // However long what a program says about itself is, a message fits.
 func TestMessagesFit(t *testing.T) {
 	r, _, got := monitored(t)
-	nasty := &control.Process{Args: []string{strings.Repeat("\x00", 4096)}}
 	r.note(control.Record{})
 	next(t, got)
 	for range 100 {
-		r.note(control.Record{Detail: strings.Repeat("\x01", 1<<20), Process: nasty})
+		r.note(control.Record{Detail: strings.Repeat("\x01", 1<<20), Rule: strings.Repeat("\x00", 4096)})
 	}
 	n := uint64(1)
 	for n < 101 {

@@ -78,7 +78,6 @@ func (f *flow) refuse(ft fault) {
 	}
 	f.mu.Unlock()
 	f.proto = ft.proto
-	f.process = f.who.wait(f.s.ctx)
 	rec := f.record(control.Refuse, ft.reason, ft.detail)
 	write := f.s.records.refuse
 	if f.recorded { // what was told as allowed is taken back line by line

@@ -4,12 +4,12 @@ import (
 	"context"
 	"net/netip"
 	"sync"
-	"time"
 
 	"nemoclaw/egress/control"
 )
 
-// asker asks the monitor which process opened a connection.
+// asker asks the monitor which process opened a connection, for rules that
+// depend on it. Records need not ask: the monitor knows what it writes down.
 type asker struct {
 	conn    *control.Conn
 	mu      sync.Mutex
@@ -21,54 +21,40 @@ func newAsker(conn *control.Conn) *asker {
 	return &asker{conn: conn, waiting: map[uint64]chan *control.Process{}}
 }
 
-// question is one that was asked.
-type question struct {
-	a      *asker
-	n      uint64
-	answer chan *control.Process
-}
-
-// ask asks; the answer is awaited later, so that it costs no time of its own.
-func (a *asker) ask(src, dst netip.AddrPort) question {
-	q := question{a: a, answer: make(chan *control.Process, 1)}
+// ask returns the process that connected src to dst, or nil if the monitor does
+// not know it within whoTime.
+func (a *asker) ask(ctx context.Context, src, dst netip.AddrPort) *control.Process {
+	ctx, cancel := context.WithTimeout(ctx, whoTime)
+	defer cancel()
+	answer := make(chan *control.Process, 1)
 	a.mu.Lock()
 	a.n++
-	q.n = a.n
-	a.waiting[q.n] = q.answer
+	n := a.n
+	a.waiting[n] = answer
 	a.mu.Unlock()
-	if err := a.conn.Send(control.ToMonitorFromWorker{Who: &control.Who{N: q.n, Src: src, Dst: dst}}); err != nil {
-		a.answer(&control.Whois{N: q.n}) // the conversation is over, and so are we soon
+	defer a.forget(n)
+	if err := a.conn.Send(control.ToMonitorFromWorker{Who: &control.Who{N: n, Src: src, Dst: dst}}); err != nil {
+		return nil
 	}
-	return q
+	select {
+	case p := <-answer:
+		return p
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 func (a *asker) answer(w *control.Whois) {
 	a.mu.Lock()
-	ch := a.waiting[w.N]
-	delete(a.waiting, w.N)
-	a.mu.Unlock()
-	if ch != nil {
-		ch <- w.Process
+	defer a.mu.Unlock()
+	if answer := a.waiting[w.N]; answer != nil {
+		delete(a.waiting, w.N)
+		answer <- w.Process
 	}
 }
 
-// wait returns the process, or nil if the monitor does not know it in time.
-func (q question) wait(ctx context.Context) *control.Process {
-	select {
-	case p := <-q.answer: // mostly it is there by now
-		return p
-	default:
-	}
-	timer := time.NewTimer(whoTime)
-	defer timer.Stop()
-	select {
-	case p := <-q.answer:
-		return p
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	q.a.mu.Lock()
-	delete(q.a.waiting, q.n)
-	q.a.mu.Unlock()
-	return nil
+func (a *asker) forget(n uint64) {
+	a.mu.Lock()
+	delete(a.waiting, n)
+	a.mu.Unlock()
 }

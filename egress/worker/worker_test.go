@@ -386,8 +386,8 @@ func TestAllowedConnection(t *testing.T) {
 		t.Errorf("dialed %s", to)
 	}
 	r := sb.wantRecords("allow tcp db.example.com:5432")
-	if r.Rule != "policy.yaml:3" || r.Process == nil || r.Process.PID != 42 || r.Generation != 1 {
-		t.Errorf("the record lacks its rule, process or generation: %+v", r)
+	if r.Rule != "policy.yaml:3" || r.Dst.Port() != 5432 || r.Generation != 1 {
+		t.Errorf("the record lacks its rule, what was dialed or its generation: %+v", r)
 	}
 	end := sb.wantRecords("end tcp db.example.com:5432")
 	if end.Sent != 5 || end.Got != 5 || end.Request != r.Request || end.Addr.String() != "93.184.216.34:5432" {

@@ -38,6 +38,9 @@ func runHost(ctx context.Context, args []string, stderr io.Writer) error {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
+	if cache, err = filepath.EvalSymlinks(cache); err != nil { // a bundle's root must not lead through one
+		return err
+	}
 	if err := buildRunc(ctx, cache); err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 	}

@@ -27,6 +27,7 @@ const (
 // options are the command line.
 type options struct {
 	only   []string
+	ways   []string
 	rounds int
 	json   bool
 }
@@ -85,12 +86,13 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	only := f.String("only", strings.Join(names, ","), "measure these `parts`")
+	ways := f.String("ways", "", "measure the network over these `ways` only, e.g. gateway,haproxy")
 	rounds := f.Int("rounds", 30, "measure each part this `often`; the network a third of it")
 	asJSON := f.Bool("json", false, "print every sample, as JSON")
 	if err := f.Parse(args[1:]); err != nil {
 		return options{}, err
 	}
-	o := options{strings.Split(*only, ","), max(*rounds, 1), *asJSON}
+	o := options{strings.Split(*only, ","), strings.Split(*ways, ","), max(*rounds, 1), *asJSON}
 	for _, name := range o.only {
 		if !slices.Contains(names, name) {
 			fmt.Fprintf(stderr, "bench: cannot measure %q (known: %s)\n", name, strings.Join(names, ", "))
@@ -102,6 +104,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 
 // bench is one run, inside the throw-away host.
 type bench struct {
+	ways    []string // parts of the names of the ways to measure
 	rounds  int
 	repo    string // the source tree; bin/ lies in it
 	scratch string // a directory on the machine's disk, which ends with the host
@@ -117,7 +120,7 @@ type bench struct {
 // measure runs the parts that were asked for, and goes on after one that
 // cannot be measured.
 func measure(o options, stdout, stderr io.Writer) error {
-	b := &bench{rounds: o.rounds, repo: os.Getenv(repoEnv), scratch: os.Getenv(scratchEnv), cgroup: os.Getenv(cgroupEnv), stderr: stderr}
+	b := &bench{ways: o.ways, rounds: o.rounds, repo: os.Getenv(repoEnv), scratch: os.Getenv(scratchEnv), cgroup: os.Getenv(cgroupEnv), stderr: stderr}
 	b.print = func(t table) error { return t.markdown(stdout) }
 	if o.json {
 		b.print = func(t table) error { return json.NewEncoder(stdout).Encode(t) }

@@ -22,19 +22,11 @@ func (b *bench) memory() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	client, id, err := b.sandbox(s)
+	client, g, err := b.sandbox(s)
 	if err != nil {
 		return err
 	}
 	s.closers = append(s.closers, client.Close)
-	c, err := b.contestant(nemoclaw)
-	if err != nil {
-		return err
-	}
-	g, err := gatewayOf(c, id)
-	if err != nil {
-		return err
-	}
 	t := table{Title: "A gateway's memory and descriptors, monitor and worker together", Unit: "MiB, or a number"}
 	idle, err := g.use()
 	if err != nil {

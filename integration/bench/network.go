@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,7 @@ type path struct {
 	client *remote
 	web    string // host:port of the short answers
 	stream string // host:port of the endless one
+	pids   []int  // the processes in between
 }
 
 // site is the world with servers in it and clients around it.
@@ -235,23 +237,23 @@ http {
 }
 
 // start starts the proxy in the uplink's namespace and waits until it listens.
-func (p proxy) start(b *bench, s *site) error {
+func (p proxy) start(b *bench, s *site) (pid int, err error) {
 	file := filepath.Join(b.scratch, p.program+".conf")
 	text := fmt.Sprintf(p.config, s.web, p.web, s.streams, p.stream)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		return err
+		return 0, err
 	}
 	cmd := exec.Command(p.program, p.args(file)...)
 	cmd.Stderr = b.stderr
 	if err := within(s.uplink, cmd.Start); err != nil {
-		return err
+		return 0, err
 	}
 	s.closers = append(s.closers, func() error {
 		err := cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait() // it was interrupted
 		return err
 	})
-	return within(s.clients, func() error {
+	return cmd.Process.Pid, within(s.clients, func() error {
 		addr := net.JoinHostPort("192.0.2.1", fmt.Sprint(p.stream))
 		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 			c, err := net.Dial("tcp4", addr)
@@ -283,13 +285,13 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 		return nil, nil, err
 	}
 	web, streams := net.JoinHostPort(s.web.String(), "80"), net.JoinHostPort(s.streams.String(), "5001")
-	add(path{directPath, direct, web, streams})
+	add(path{directPath, direct, web, streams, nil})
 
-	sandbox, _, err := b.sandbox(s)
+	sandbox, g, err := b.sandbox(s)
 	if err != nil {
 		return nil, nil, err
 	}
-	add(path{gatewayPath, sandbox, webHost + ":80", streamHost + ":5001"})
+	add(path{gatewayPath, sandbox, webHost + ":80", streamHost + ":5001", []int{g.monitor, g.worker}})
 
 	if err := s.plugClients(); err != nil {
 		return nil, nil, err
@@ -299,29 +301,38 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 			missing = append(missing, p.name)
 			continue
 		}
-		if err := p.start(b, s); err != nil {
+		pid, err := p.start(b, s)
+		if err != nil {
 			return nil, nil, err
 		}
 		client, err := startClient(exec.Command("/proc/self/exe", clientArg), s.clients)
 		if err != nil {
 			return nil, nil, err
 		}
-		add(path{p.name, client, fmt.Sprintf("192.0.2.1:%d", p.web), fmt.Sprintf("192.0.2.1:%d", p.stream)})
+		add(path{p.name, client, fmt.Sprintf("192.0.2.1:%d", p.web), fmt.Sprintf("192.0.2.1:%d", p.stream), append(children(pid), pid)})
 	}
 	return paths, missing, nil
 }
 
 // sandbox starts a client in a sandbox whose gateway leads to s.
-func (b *bench) sandbox(s *site) (*remote, string, error) {
+func (b *bench) sandbox(s *site) (*remote, gateway, error) {
 	c, err := b.contestant(nemoclaw)
 	if err != nil {
-		return nil, "", err
+		return nil, gateway{}, err
 	}
 	bundle, err := b.bundle("client", dockerProfile, b.rootfs(), clientProgram, clientArg)
 	if err != nil {
-		return nil, "", err
+		return nil, gateway{}, err
 	}
-	return b.startIn(c, bundle, "--policy", s.policy)
+	client, id, err := b.startIn(c, bundle, "--policy", s.policy)
+	if err != nil {
+		return nil, gateway{}, err
+	}
+	g, err := gatewayOf(c, id)
+	if err != nil {
+		return nil, gateway{}, errors.Join(err, client.Close())
+	}
+	return client, g, nil
 }
 
 // network measures a long stream, many short connections, and a lone client's
@@ -336,16 +347,20 @@ func (b *bench) network() (err error) {
 	if err != nil {
 		return err
 	}
+	paths = slices.DeleteFunc(paths, func(p path) bool {
+		return !slices.ContainsFunc(b.ways, func(way string) bool { return strings.Contains(p.name, way) })
+	})
 	alone := func(q string) table {
 		return table{Title: "Latency of new connections, one client: " + q, Unit: q + ", connect to end of a short HTTP answer: ms"}
 	}
 	streams := table{Title: "One TCP stream", Unit: "Gbit/s", More: true}
 	short := table{Title: fmt.Sprintf("Short HTTP connections, %d clients", clients), Unit: "connections/s", More: true}
 	short99 := table{Title: "Their latency under this load", Unit: "p99: ms"}
+	cost := table{Title: "What they cost the processes in between", Unit: "processor time of one connection: µs"}
 	p50, p99 := alone("p50"), alone("p99")
 	for _, p := range paths {
 		r := series{Name: p.name, Against: directPath}
-		for _, t := range []*table{&streams, &short, &short99, &p50, &p99} {
+		for _, t := range []*table{&streams, &short, &short99, &cost, &p50, &p99} {
 			t.Rows = append(t.Rows, r)
 		}
 	}
@@ -356,9 +371,17 @@ func (b *bench) network() (err error) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
+		before, err := busy(p.pids)
+		if err != nil {
+			return err
+		}
 		many, err := p.client.ask(order{Op: "http", Addr: p.web, Clients: clients, Millis: shortTime})
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		after, err := busy(p.pids)
+		if err != nil {
+			return err
 		}
 		one, err := p.client.ask(order{Op: "http", Addr: p.web, Clients: 1, Count: latencies})
 		if err != nil {
@@ -372,7 +395,7 @@ func (b *bench) network() (err error) {
 		}
 		for t, v := range map[*table]float64{
 			&streams: float64(bulk.Bytes) * 8 / float64(bulk.Nanos), &short: float64(many.Count) * 1e9 / float64(many.Nanos),
-			&short99: float64(many.P99) / 1e6, &p50: float64(one.P50) / 1e6, &p99: float64(one.P99) / 1e6,
+			&short99: float64(many.P99) / 1e6, &cost: (after - before).Seconds() * 1e6 / float64(many.Count), &p50: float64(one.P50) / 1e6, &p99: float64(one.P99) / 1e6,
 		} {
 			t.add(who, v)
 		}
@@ -386,7 +409,10 @@ func (b *bench) network() (err error) {
 		promise(&streams, p.name, "gateway against "+p.name, 1, 0)
 	}
 	promise(&short, proxies[0].name, "gateway against "+proxies[0].name, 0.9, 1.2)
-	for _, t := range []table{streams, short, short99, p50, p99} {
+	for i := range cost.Rows {
+		cost.Rows[i].Against = proxies[0].name
+	}
+	for _, t := range []table{streams, short, short99, cost, p50, p99} {
 		for _, name := range missing {
 			t.Rows = append(t.Rows, series{Name: name, Note: "not installed"})
 		}

@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netns"
 
@@ -106,19 +108,46 @@ func gatewayOf(c contestant, id string) (gateway, error) {
 	if err != nil {
 		return gateway{}, err
 	}
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", m.PID))
-	if err != nil {
-		return gateway{}, err
+	workers := children(m.PID)
+	if len(workers) != 1 {
+		return gateway{}, fmt.Errorf("monitor %d has the workers %v", m.PID, workers)
 	}
+	return gateway{m.PID, workers[0]}, nil
+}
+
+// children returns the processes that the threads of pid have started.
+func children(pid int) (pids []int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is a good one
 	for _, file := range lists {
 		text, _ := os.ReadFile(file)
 		for _, word := range strings.Fields(string(text)) {
-			g := gateway{monitor: m.PID}
-			if _, err := fmt.Sscan(word, &g.worker); err != nil {
-				return gateway{}, err
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
 			}
-			return g, nil
 		}
 	}
-	return gateway{}, fmt.Errorf("cannot find the worker of monitor %d", m.PID)
+	return pids
+}
+
+// busy returns how long processes have been on a processor (proc_pid_schedstat:
+// the first field of each thread's, in nanoseconds).
+func busy(pids []int) (sum time.Duration, err error) {
+	for _, pid := range pids {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		if err != nil {
+			return 0, err
+		}
+		for _, file := range threads {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				continue // the thread has ended
+			}
+			var ns int64
+			if _, err := fmt.Sscan(string(text), &ns); err != nil {
+				return 0, fmt.Errorf("cannot understand %s: %w", file, err)
+			}
+			sum += time.Duration(ns)
+		}
+	}
+	return sum, nil
 }
