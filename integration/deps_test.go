@@ -22,7 +22,7 @@ import (
 // knows nothing of what stands below it: runtime and egress meet on a socket,
 // in the state directory and in the policy file, and only cmd wires.
 var deps = map[string][]string{
-	"specs/policy":   {},
+	"specs/policy":   {"specs/seccomp"},
 	"specs/landlock": {},
 	"specs/seccomp":  {},
 	"specs/settings": {},

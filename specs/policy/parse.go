@@ -1,13 +1,15 @@
 package policy
 
 import (
+	"errors"
 	"net/netip"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
+
+	"nemoclaw/specs/seccomp"
 )
 
 // Parse reads a policy file. File is used in faults and by Where only; nothing
@@ -153,8 +155,8 @@ func (p *parser) landlock(n *yaml.Node, l *Landlock) {
 
 func (p *parser) seccomp(n *yaml.Node, s *Seccomp) {
 	p.mapping(n, "seccomp", []field{
-		{key: "deny", read: func(n *yaml.Node) { s.Deny = p.syscalls(n, "seccomp.deny") }},
-		{key: "allow", read: func(n *yaml.Node) { s.Allow = p.syscalls(n, "seccomp.allow") }},
+		{key: "deny", read: func(n *yaml.Node) { s.Deny = p.syscalls(n, "seccomp.deny", seccomp.CanDeny) }},
+		{key: "allow", read: func(n *yaml.Node) { s.Allow = p.syscalls(n, "seccomp.allow", seccomp.CanAllow) }},
 	})
 	for _, a := range s.Allow {
 		if i := slices.IndexFunc(s.Deny, func(d Syscall) bool { return d.Name == a.Name }); i >= 0 {
@@ -163,18 +165,26 @@ func (p *parser) seccomp(n *yaml.Node, s *Seccomp) {
 	}
 }
 
-var syscallName = regexp.MustCompile(`^_?[a-z][a-z0-9_]*$`)
-
-// syscalls checks the form of names only: whether a call exists depends on
-// the architecture, and the compiler of filters knows.
-func (p *parser) syscalls(n *yaml.Node, what string) []Syscall {
+// syscalls reads names of system calls, and of groups of them, each of which
+// must be one that can be denied or allowed.
+func (p *parser) syscalls(n *yaml.Node, what string, can func(string) error) []Syscall {
 	var calls []Syscall
 	p.list(n, what, func(n *yaml.Node) {
+		if follow(n).Kind == yaml.MappingNode {
+			p.fault(n, "%s: a group is one word, such as group:debugging, without a space", what)
+			return
+		}
 		n, s, ok := p.text(n, what)
+		if !ok {
+			return
+		}
+		err := can(s)
+		unknown, isUnknown := errors.AsType[*seccomp.UnknownError](err)
 		switch {
-		case !ok:
-		case !syscallName.MatchString(s):
-			p.fault(n, "%s: %q is not the name of a system call, such as ptrace", what, s)
+		case isUnknown:
+			p.fault(n, "%s: %v (%s)", what, err, possible(unknown.Word, unknown.Known))
+		case err != nil:
+			p.fault(n, "%s: %v", what, err)
 		case !slices.ContainsFunc(calls, func(c Syscall) bool { return c.Name == s }):
 			calls = append(calls, Syscall{Name: s, Line: n.Line})
 		}

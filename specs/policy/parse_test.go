@@ -77,7 +77,7 @@ func TestEveryKey(t *testing.T) {
 			AllowVolumes:   []string{"/home/alice/project"},
 		},
 		Landlock:     Landlock{BestEffort: true},
-		Seccomp:      Seccomp{Deny: []Syscall{{"mkdirat", 13}}, Allow: []Syscall{{"ptrace", 13}, {"_sysctl", 13}}},
+		Seccomp:      Seccomp{Deny: []Syscall{{"mkdirat", 13}}, Allow: []Syscall{{"ptrace", 13}, {"group:keyrings", 13}}},
 		Capabilities: &Capabilities{Keep: []string{"CHOWN", "SETUID", "SETGID"}},
 		Network: Network{
 			Uplink:  "/run/netns/blue",

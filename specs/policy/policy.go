@@ -67,13 +67,15 @@ type Landlock struct {
 	BestEffort bool // compatibility: best_effort
 }
 
-// Seccomp changes layer 2's second filter, one system call at a time.
+// Seccomp changes layer 2's second filter: what is denied besides, and what is
+// let be. A call that is denied by name stays so, whatever group is allowed.
 type Seccomp struct {
 	Deny  []Syscall
 	Allow []Syscall
 }
 
-// Syscall is a system call's name and the line it stands on.
+// Syscall is the name of a system call, or in Allow that of a group of them as
+// "group:NAME", and the line it stands on.
 type Syscall struct {
 	Name string
 	Line int

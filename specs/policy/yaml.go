@@ -288,6 +288,8 @@ func possible(word string, words []string) string {
 	}
 	list := "known: " + strings.Join(words, ", ")
 	switch {
+	case best == "" && len(words) > 100: // of such only system calls are so many
+		return "syscalls(2) lists them"
 	case best == "":
 		return list
 	case len(words) > 12: // too many to read

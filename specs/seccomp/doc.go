@@ -13,10 +13,21 @@
 //
 // # Why a compiler of our own
 //
-// The filter is a list of comparisons. Two hundred lines write it in
-// microseconds, the same bytes on every machine, without a cache of compiled
-// programs that somebody could swap; libseccomp needs a quarter of a
-// millisecond and does not know the calls of newer kernels by name.
+// The filter is a list of comparisons. Two hundred lines write it in forty
+// microseconds, the same bytes for the same policy on every machine. So there is
+// no cache of compiled programs, which somebody could swap: what create stores
+// is stored for exec alone. libseccomp needs a quarter of a millisecond and does
+// not know the calls of newer kernels by name.
+//
+// # Why a foreign call kills
+//
+// A 32-bit or x32 call is told EPERM by our filter, but the first one is
+// libseccomp's for the native architecture, which ends the thread by SIGSYS, and
+// the kernel takes the stricter answer. libcontainer lets nobody choose another
+// answer (SCMP_FLTATR_ACT_BADARCH). Compiling the profile for the other
+// architectures too, so that only ours answers, costs seven milliseconds for
+// each container, a fifth of its start, to be more polite to programs that are
+// refused either way.
 package seccomp
 
 //go:generate go run numbers_gen.go

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,44 +20,113 @@ const (
 // maxInsns is BPF_MAXINSNS.
 const maxInsns = 4096
 
+// groupPrefix marks the name of a group among names of system calls.
+const groupPrefix = "group:"
+
 // Denials returns what a policy denies: the groups, less allow, plus deny and
-// extra. A name that is in no table of system calls, or an allow of something
-// that is not denied, is an error: it would not do what it says.
+// extra. Deny holds names of calls; allow those of calls that a group denies, or
+// "group:NAME". Any other word is an error: it would not do what it says.
 func Denials(deny, allow []string, extra []Denial) ([]Denial, error) {
+	for _, word := range allow {
+		if err := CanAllow(word); err != nil {
+			return nil, err
+		}
+	}
 	var out []Denial
-	known := map[string]bool{}
 	for _, g := range Groups {
+		if slices.Contains(allow, groupPrefix+g.Name) {
+			continue
+		}
 		for _, d := range g.Denials {
-			known[d.Call] = true
 			if !slices.Contains(allow, d.Call) {
 				out = append(out, d)
 			}
 		}
 	}
-	for _, name := range allow {
-		if !known[name] {
-			return nil, fmt.Errorf("cannot allow system call %q: nothing of ours denies it", name)
-		}
-	}
 	for _, name := range deny {
-		if _, ok := numbers[name]; !ok {
-			return nil, fmt.Errorf("cannot deny system call %q: there is no such call on this architecture", name)
+		if err := CanDeny(name); err != nil {
+			return nil, err
 		}
-		if slices.Contains(needed, name) {
-			return nil, fmt.Errorf("cannot deny system call %q: no program starts without it", name)
-		}
-		out = append(out, Denial{Call: name, Errno: eperm})
+		out = append(out, Denial{Call: name, Errno: eperm, Why: "the policy denies it"})
 	}
 	return append(out, extra...), nil
+}
+
+// UnknownError is a word that names no system call of this architecture and no
+// group. Known are the words that are possible instead.
+type UnknownError struct {
+	What  string
+	Word  string // without group:
+	Known []string
+}
+
+func (e *UnknownError) Error() string { return fmt.Sprintf("there is no %s %q", e.What, e.Word) }
+
+// CanAllow returns why word cannot stand in a policy's seccomp.allow, or nil.
+func CanAllow(word string) error {
+	if name, ok := strings.CutPrefix(word, groupPrefix); ok {
+		if !slices.ContainsFunc(Groups, func(g Group) bool { return g.Name == name }) {
+			return &UnknownError{"group", name, groupNames()}
+		}
+		return nil
+	}
+	denied := deniedCalls()
+	switch {
+	case slices.Contains(denied, word): // also a call that another architecture has
+		return nil
+	case exists(word):
+		return fmt.Errorf("cannot allow system call %q: nothing of ours denies it", word)
+	}
+	return &UnknownError{"system call", word, denied}
+}
+
+// CanDeny returns why word cannot stand in a policy's seccomp.deny, or nil.
+func CanDeny(word string) error {
+	switch {
+	case strings.HasPrefix(word, groupPrefix):
+		return fmt.Errorf("cannot deny %s: every group is denied already; name single calls", word)
+	case slices.Contains(needed, word):
+		return fmt.Errorf("cannot deny system call %q: no program starts without it", word)
+	case !exists(word):
+		return &UnknownError{"system call", word, slices.Sorted(maps.Keys(numbers))}
+	}
+	return nil
+}
+
+func exists(call string) bool {
+	_, ok := numbers[call]
+	return ok
+}
+
+func groupNames() []string {
+	var names []string
+	for _, g := range Groups {
+		names = append(names, g.Name)
+	}
+	return names
+}
+
+// deniedCalls are the calls that groups deny, each once, in their order.
+func deniedCalls() []string {
+	var names []string
+	for _, g := range Groups {
+		for _, d := range g.Denials {
+			if !slices.Contains(names, d.Call) {
+				names = append(names, d.Call)
+			}
+		}
+	}
+	return names
 }
 
 // needed are calls that the launcher makes after the filter is loaded.
 var needed = []string{"execve", "exit_group"}
 
 // Compile returns the filter that answers as denials say and allows everything
-// else. Calls of other architectures (32-bit, x32) are denied with EPERM, calls
-// newer than this table do not exist (ENOSYS). Denials of calls that the
-// architecture does not have are left out.
+// else. Calls of other architectures (32-bit, x32) are denied with EPERM. Calls
+// that nobody has looked at do not exist (ENOSYS): those newer than reviewed,
+// and those that a later kernel puts into a gap of the table. Denials of calls
+// that the architecture does not have are left out.
 func Compile(denials []Denial) ([]unix.SockFilter, error) {
 	byCall := map[uint32][]Denial{}
 	for _, d := range denials {
@@ -71,7 +141,10 @@ func Compile(denials []Denial) ([]unix.SockFilter, error) {
 	if x32Bit != 0 {
 		a.ifAtLeast(x32Bit, errno(eperm))
 	}
-	a.ifAtLeast(slices.Max(slices.Collect(maps.Values(numbers)))+1, errno(enosys))
+	a.ifAtLeast(numbers[reviewed]+1, errno(enosys))
+	for _, g := range gaps() {
+		a.ifWithin(g, errno(enosys))
+	}
 	for _, nr := range slices.Sorted(maps.Keys(byCall)) {
 		a.call(nr, byCall[nr])
 	}
@@ -83,6 +156,22 @@ func Compile(denials []Denial) ([]unix.SockFilter, error) {
 		return nil, fmt.Errorf("cannot compile the filter: %d instructions are more than %d", len(a.code), maxInsns)
 	}
 	return a.code, nil
+}
+
+// gap is a range of numbers that are no system calls, both ends included.
+type gap struct{ first, last uint32 }
+
+// gaps returns the gaps of this architecture's table, from 0 up to reviewed.
+func gaps() []gap {
+	var out []gap
+	next := uint32(0)
+	for _, nr := range slices.Sorted(maps.Values(numbers)) {
+		if nr > next {
+			out = append(out, gap{next, nr - 1})
+		}
+		next = nr + 1
+	}
+	return out
 }
 
 func errno(e unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(e) }
@@ -111,6 +200,11 @@ func (a *assembler) unlessEqual(k, action uint32) {
 
 func (a *assembler) ifAtLeast(k, action uint32) {
 	a.code = append(a.code, a.jump(unix.BPF_JGE, k, 0, 1))
+	a.ret(action)
+}
+
+func (a *assembler) ifWithin(g gap, action uint32) {
+	a.code = append(a.code, a.jump(unix.BPF_JGE, g.first, 0, 2), a.jump(unix.BPF_JGT, g.last, 1, 0))
 	a.ret(action)
 }
 
