@@ -220,9 +220,9 @@ func normal(host string) (string, error) {
 // judge asks a policy about a host in normal form.
 func judge(p *policy.Policy, host string, port uint16, now time.Time) policy.Verdict {
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return p.DecideAddr(addr, port, now)
+		return p.DecideAddr(addr, port, policy.Owner{}, now)
 	}
-	return p.Decide(host, port, now)
+	return p.Decide(host, port, policy.Owner{}, now)
 }
 
 // decide writes an operator's decision down, then puts it into force. Without

@@ -98,9 +98,9 @@ func (r *rules) decide(t target, now time.Time) verdict {
 
 func (r *rules) ask(t target, now time.Time) policy.Verdict {
 	if t.host != "" {
-		return r.policy.Decide(t.host, t.port, now)
+		return r.policy.Decide(t.host, t.port, policy.Owner{}, now)
 	}
-	return r.policy.DecideAddr(t.addr, t.port, now)
+	return r.policy.DecideAddr(t.addr, t.port, policy.Owner{}, now)
 }
 
 // raw tells whether any protocol may pass, on ports 80 and 443 too.

@@ -51,7 +51,7 @@ func TestDefaultPromise(t *testing.T) {
 		}
 	}
 	for _, host := range []string{"api.anthropic.com", "integrate.api.nvidia.com", "github.com", "api.github.com", "clawhub.com", "openclaw.ai", "api.telegram.org"} {
-		if !p.Decide(host, 443, now).Allow || p.Decide(host, 80, now).Allow {
+		if !p.Decide(host, 443, Owner{}, now).Allow || p.Decide(host, 80, Owner{}, now).Allow {
 			t.Errorf("%s is not allowed, or on more than port 443", host)
 		}
 	}

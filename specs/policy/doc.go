@@ -18,8 +18,14 @@
 // before wildcards, of these the one with the longest literal part first, "*."
 // (one label) before "**." (one or more) for the same part; neither matches
 // the bare name. A rule that does not list the port, or that has expired, is
-// as if it were not written. Of equals the one written first decides. cidr
-// rules match connections that a program makes to an address, without a name.
+// as if it were not written, and so is one whose binaries are others than the
+// program that asks. Of equals the one written first decides. cidr rules match
+// connections that a program makes to an address, without a name.
+//
+// "enforce: audit" tries a rule out. A deny rule that has it refuses nothing. A
+// rule that allows with it decides only where no other does; its limits hold.
+// For all of egress it lets pass what no rule names. Each time the verdict says
+// for what the connection would be refused otherwise.
 //
 // # Why
 //

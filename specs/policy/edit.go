@@ -77,8 +77,10 @@ func wanted(src []byte, rule Rule) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot add a rule to a policy that has faults:\n%w", err)
 	}
-	switch v := p.decideRule(rule, time.Now()); {
-	case v.Allow:
+	now := time.Now()
+	p.Begin(now, nil)
+	switch v := p.decideRule(rule, now); {
+	case v.Allow && v.Would == "":
 		return nil, fmt.Errorf("cannot add %s: %w (%s)", rule, ErrAlready, writtenAt(v.Rule))
 	case v.Reason == Denied:
 		return nil, fmt.Errorf("cannot add %s: a deny rule beats every other (%s)", rule, writtenAt(v.Rule))
@@ -98,16 +100,14 @@ func writtenAt(r *Rule) string {
 // one port, matches.
 func (p *Policy) decideRule(r Rule, now time.Time) Verdict {
 	if r.CIDR.IsValid() {
-		return p.DecideAddr(r.CIDR.Addr(), r.Ports[0].First, now)
+		return p.DecideAddr(r.CIDR.Addr(), r.Ports[0].First, Owner{}, now)
 	}
 	w, literal := splitHost(r.Host)
 	if w == exact {
-		return p.Decide(r.Host, r.Ports[0].First, now)
+		return p.Decide(r.Host, r.Ports[0].First, Owner{}, now)
 	}
-	same := func(t *table) *Rule {
-		return first(t.hosts[w][literal], func(r2 *Rule) bool { return r2.covers(r.Ports[0].First, now) })
-	}
-	return p.match.decide(same, NotListed)
+	return p.match.decide(query{port: r.Ports[0].First, now: now, unlisted: NotListed,
+		find: func(t *table, wanted func(*Rule) bool) *Rule { return first(t.hosts[w][literal], wanted) }})
 }
 
 // isEmpty tells whether src is YAML that holds no value.

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// Decide says whether a program may connect to host and port at the time now.
-// It refuses with BadName, Denied or NotListed. What it costs depends on the
-// labels of the name and on the rules for that very host, not on how many
-// rules there are.
-func (p *Policy) Decide(host string, port uint16, now time.Time) Verdict {
+// Decide says whether the program by may connect to host and port at the time
+// now. It refuses with BadName, Denied, NotListed or WrongProgram. What it
+// costs depends on the labels of the name and on the rules for that very host,
+// not on how many rules there are.
+func (p *Policy) Decide(host string, port uint16, by Owner, now time.Time) Verdict {
 	if p.Unconfined {
 		return Verdict{Allow: true}
 	}
@@ -21,16 +21,67 @@ func (p *Policy) Decide(host string, port uint16, now time.Time) Verdict {
 	if err != nil {
 		return Verdict{Reason: BadName}
 	}
-	return p.match.decide(func(t *table) *Rule { return t.byName(name, port, now) }, NotListed)
+	return p.verdict(query{port: port, by: by, now: now, unlisted: NotListed,
+		find: func(t *table, wanted func(*Rule) bool) *Rule { return t.find(name, wanted) }})
 }
 
 // DecideAddr says whether a program may connect to an address that it did not
-// get by asking for a name. It refuses with Denied or DirectAddress.
-func (p *Policy) DecideAddr(addr netip.Addr, port uint16, now time.Time) Verdict {
+// get by asking for a name. It refuses with Denied, DirectAddress or
+// WrongProgram.
+func (p *Policy) DecideAddr(addr netip.Addr, port uint16, by Owner, now time.Time) Verdict {
 	if p.Unconfined {
 		return Verdict{Allow: true}
 	}
-	return p.match.decide(func(t *table) *Rule { return t.byAddr(addr, port, now) }, DirectAddress)
+	return p.verdict(query{port: port, by: by, now: now, unlisted: DirectAddress,
+		find: func(t *table, wanted func(*Rule) bool) *Rule { return t.findAddr(addr, wanted) }})
+}
+
+// verdict is decide, but for what "enforce: audit" of the whole policy lets pass.
+func (p *Policy) verdict(q query) Verdict {
+	v := p.match.decide(q)
+	if p.Egress.Audit && !v.Allow && v.Reason != Denied {
+		v.Allow, v.Reason, v.Would = true, "", v.Reason
+	}
+	return v
+}
+
+// Begin starts the time of every rule that has a ttl: age is how long the rule
+// has been in force already; nil: no rule has been. Until then such a rule
+// counts as expired. It is called before the policy is asked by others.
+func (p *Policy) Begin(now time.Time, age func(*Rule) time.Duration) {
+	for i := range p.Egress.Rules {
+		r := &p.Egress.Rules[i]
+		if r.TTL == 0 {
+			continue
+		}
+		r.ends = now.Add(r.TTL)
+		if age != nil {
+			r.ends = r.ends.Add(-age(r))
+		}
+	}
+}
+
+// DecideDNS says whether a question of a type other than an address's, such as
+// "TXT", may be asked for host. It refuses with BadName, Denied, NotListed or
+// UnsupportedType.
+func (p *Policy) DecideDNS(host, qtype string, now time.Time) Verdict {
+	name, err := NormalHost(host)
+	switch {
+	case err != nil:
+		return Verdict{Reason: BadName}
+	case p.match == nil:
+		return Verdict{Reason: NotListed}
+	}
+	if r := p.match.deny.find(name, func(r *Rule) bool { return !r.Audit && r.everyPort() && !r.expired(now) }); r != nil {
+		return Verdict{Reason: Denied, Rule: r}
+	}
+	if r := first(p.match.allow.hosts[exact][name], func(r *Rule) bool { return slices.Contains(r.DNS, qtype) && !r.expired(now) }); r != nil {
+		return Verdict{Allow: true, Rule: r}
+	}
+	if !p.Listed(host) {
+		return Verdict{Reason: NotListed}
+	}
+	return Verdict{Reason: UnsupportedType}
 }
 
 // DeniesAddr returns the deny rule that forbids an address, or nil. The
@@ -40,7 +91,7 @@ func (p *Policy) DeniesAddr(addr netip.Addr, port uint16, now time.Time) *Rule {
 	if p.match == nil {
 		return nil
 	}
-	return p.match.deny.byAddr(addr, port, now)
+	return p.match.deny.findAddr(addr, func(r *Rule) bool { return !r.Audit && r.covers(port, now) })
 }
 
 // Listed tells whether some rule could allow host on some port at some time,
@@ -54,7 +105,7 @@ func (p *Policy) Listed(host string) bool {
 		return false
 	}
 	allowed := p.match.allow.find(name, func(*Rule) bool { return true })
-	denied := p.match.deny.find(name, func(r *Rule) bool { return r.everyPort() && r.Expires.IsZero() })
+	denied := p.match.deny.find(name, func(r *Rule) bool { return !r.Audit && r.everyPort() && r.Ends().IsZero() })
 	return allowed != nil && denied == nil
 }
 
@@ -75,19 +126,60 @@ func newMatcher(e *Egress) *matcher {
 	return &matcher{allow: newTable(e.Rules), deny: newTable(e.Deny)}
 }
 
-// decide asks the deny rules, then the others; unlisted is the reason given
-// where neither has an answer.
-func (m *matcher) decide(find func(*table) *Rule, unlisted Reason) Verdict {
+// query is what a matcher is asked.
+type query struct {
+	find     func(t *table, wanted func(*Rule) bool) *Rule // the best rule of a table
+	port     uint16
+	by       Owner
+	now      time.Time
+	unlisted Reason // where no rule has an answer
+}
+
+// decide asks the deny rules, then those that allow, then those that are only
+// tried out.
+func (m *matcher) decide(q query) Verdict {
 	if m == nil {
-		return Verdict{Reason: unlisted}
+		return Verdict{Reason: q.unlisted}
 	}
-	if r := find(&m.deny); r != nil {
+	if r := q.find(&m.deny, func(r *Rule) bool { return !r.Audit && r.covers(q.port, q.now) }); r != nil {
 		return Verdict{Reason: Denied, Rule: r}
 	}
-	if r := find(&m.allow); r != nil {
-		return Verdict{Allow: true, Rule: r}
+	v := m.allows(q)
+	if m.deny.audits {
+		if r := q.find(&m.deny, func(r *Rule) bool { return r.Audit && r.covers(q.port, q.now) }); r != nil && v.Allow {
+			v.Would = Denied
+		}
 	}
-	return Verdict{Reason: unlisted}
+	return v
+}
+
+func (m *matcher) allows(q query) Verdict {
+	others := false // rules that match are for other programs
+	find := func(audit bool) *Rule {
+		return q.find(&m.allow, func(r *Rule) bool {
+			if r.Audit != audit || !r.covers(q.port, q.now) {
+				return false
+			}
+			if !r.permits(q.by) {
+				others = true
+				return false
+			}
+			return true
+		})
+	}
+	v := Verdict{Reason: q.unlisted}
+	if v.Rule = find(false); v.Rule != nil {
+		v.Allow, v.Reason = true, ""
+	} else if others {
+		v.Reason = WrongProgram
+	}
+	if !v.Allow && m.allow.audits {
+		if v.Rule = find(true); v.Rule != nil {
+			v.Allow, v.Reason, v.Would = true, "", v.Reason
+		}
+	}
+	v.Asks = others && q.by == Owner{}
+	return v
 }
 
 // table holds rules by what they match; the rules of one key stand in the
@@ -97,6 +189,8 @@ type table struct {
 	cidrs map[netip.Prefix][]*Rule
 	bits4 []int // the lengths of cidrs, longest first
 	bits6 []int
+
+	audits bool // some rule is only tried out
 }
 
 func newTable(rules []Rule) table {
@@ -106,6 +200,7 @@ func newTable(rules []Rule) table {
 	}
 	for i := range rules {
 		r := &rules[i]
+		t.audits = t.audits || r.Audit
 		if r.Host != "" {
 			w, literal := splitHost(r.Host)
 			t.hosts[w][literal] = append(t.hosts[w][literal], r)
@@ -129,10 +224,6 @@ func longestFirst(bits []int) []int {
 	return bits
 }
 
-func (t *table) byName(name string, port uint16, now time.Time) *Rule {
-	return t.find(name, func(r *Rule) bool { return r.covers(port, now) })
-}
-
 // find returns the first rule for name that is wanted: exact host first, then
 // wildcards by the length of their literal part.
 func (t *table) find(name string, wanted func(*Rule) bool) *Rule {
@@ -151,7 +242,9 @@ func (t *table) find(name string, wanted func(*Rule) bool) *Rule {
 	return nil
 }
 
-func (t *table) byAddr(addr netip.Addr, port uint16, now time.Time) *Rule {
+// findAddr returns the first rule for addr that is wanted, the longest prefix
+// first.
+func (t *table) findAddr(addr netip.Addr, wanted func(*Rule) bool) *Rule {
 	addr = addr.Unmap().WithZone("")
 	lengths := t.bits6
 	if addr.Is4() {
@@ -162,7 +255,7 @@ func (t *table) byAddr(addr netip.Addr, port uint16, now time.Time) *Rule {
 		if err != nil { // not an address at all
 			return nil
 		}
-		if r := first(t.cidrs[prefix], func(r *Rule) bool { return r.covers(port, now) }); r != nil {
+		if r := first(t.cidrs[prefix], wanted); r != nil {
 			return r
 		}
 	}
@@ -184,7 +277,15 @@ func (r *Rule) covers(port uint16, now time.Time) bool {
 }
 
 func (r *Rule) expired(now time.Time) bool {
-	return !r.Expires.IsZero() && !now.Before(r.Expires)
+	return !r.Expires.IsZero() && !now.Before(r.Expires) || r.TTL > 0 && !now.Before(r.ends)
+}
+
+// Ends returns when the rule stops to count, by expires or ttl; zero: never.
+func (r *Rule) Ends() time.Time {
+	if r.TTL > 0 {
+		return r.ends
+	}
+	return r.Expires
 }
 
 func inRanges(port uint16, ranges []PortRange) bool {

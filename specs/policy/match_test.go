@@ -85,7 +85,7 @@ func TestDecide(t *testing.T) {
 		{"*.example.org", 443, "", BadName, false},
 		{"", 443, "", BadName, false},
 	} {
-		v := p.Decide(c.host, c.port, now)
+		v := p.Decide(c.host, c.port, Owner{}, now)
 		checkVerdict(t, fmt.Sprintf("%s:%d", c.host, c.port), v, c.rule, c.reason)
 		if got := p.Listed(c.host); got != c.listed {
 			t.Errorf("Listed(%q) = %v", c.host, got)
@@ -114,10 +114,10 @@ func TestDecideAddr(t *testing.T) {
 		{"2001:db8::1", 22, "six", ""},
 		{"2001:db9::1", 22, "", DirectAddress},
 	} {
-		v := p.DecideAddr(netip.MustParseAddr(c.addr), c.port, now)
+		v := p.DecideAddr(netip.MustParseAddr(c.addr), c.port, Owner{}, now)
 		checkVerdict(t, fmt.Sprintf("%s port %d", c.addr, c.port), v, c.rule, c.reason)
 	}
-	checkVerdict(t, "no address", p.DecideAddr(netip.Addr{}, 22, now), "", DirectAddress)
+	checkVerdict(t, "no address", p.DecideAddr(netip.Addr{}, 22, Owner{}, now), "", DirectAddress)
 }
 
 // TestDeniesAddr: a denied range stays closed, whatever name leads there.
@@ -131,18 +131,139 @@ func TestDeniesAddr(t *testing.T) {
 	}
 }
 
+const choosing = `
+egress:
+  rules:
+    - {name: git,       host: git.example.org, port: 443, binaries: [/usr/bin/git, /usr/lib/git-core/**]}
+    - {name: any,       host: "*.example.org", port: 443, binaries: [/opt/*/bin/py*]}
+    - {name: firm,      host: firm.example.com, port: 443}
+    - {name: tried,     host: "*.example.com", port: 443, enforce: audit}
+    - {name: soon-gone, host: ttl.example.net, port: 443, ttl: 1h}
+    - {name: narrow,    cidr: 203.0.113.0/24, port: 22, binaries: [/usr/bin/ssh]}
+  deny:
+    - {name: no,        host: never.example.com}
+    - {name: perhaps,   host: firm.example.com, enforce: audit}
+`
+
+// TestConditions: for whom a rule counts, and what is only tried out.
+func TestConditions(t *testing.T) {
+	p := parseT(t, choosing)
+	p.Begin(now, nil)
+	for _, c := range []struct {
+		exe, host string
+		rule      string
+		reason    Reason // empty: allowed
+		would     Reason
+		asks      bool
+	}{
+		{"/usr/bin/git", "git.example.org", "git", "", "", false},
+		{"/usr/lib/git-core/git-remote-http", "git.example.org", "git", "", "", false},
+		{"/usr/lib/git-core/a/b", "git.example.org", "git", "", "", false},
+		{"/usr/lib/git-core", "git.example.org", "", WrongProgram, "", false},
+		// A rule for others is as if not written: the next one decides.
+		{"/opt/conda/bin/python3", "git.example.org", "any", "", "", false},
+		{"/opt/a/b/bin/python3", "git.example.org", "", WrongProgram, "", false},
+		// What was removed or lies in memory is no program of the image.
+		{"/usr/bin/git (deleted)", "git.example.org", "", WrongProgram, "", false},
+		{"/memfd:git (deleted)", "git.example.org", "", WrongProgram, "", false},
+		{"git", "git.example.org", "", WrongProgram, "", false},
+		// An unknown owner satisfies no such rule, and is worth asking for.
+		{"", "git.example.org", "", WrongProgram, "", true},
+		{"", "firm.example.com", "firm", "", Denied, false},
+		// Tried out: it passes, and what would have been said is told.
+		{"", "x.example.com", "tried", "", NotListed, false},
+		{"", "never.example.com", "no", Denied, "", false},
+		{"", "ttl.example.net", "soon-gone", "", "", false},
+		{"/usr/bin/ssh", "203.0.113.9", "narrow", "", "", false},
+		{"/usr/bin/nc", "203.0.113.9", "", WrongProgram, "", false},
+	} {
+		var v Verdict
+		if addr, err := netip.ParseAddr(c.host); err == nil {
+			v = p.DecideAddr(addr, 22, Owner{c.exe}, now)
+		} else {
+			v = p.Decide(c.host, 443, Owner{c.exe}, now)
+		}
+		checkVerdict(t, c.host+" by "+c.exe, v, c.rule, c.reason)
+		if v.Would != c.would || v.Asks != c.asks {
+			t.Errorf("%s by %q: would %q, asks %v; want %q, %v", c.host, c.exe, v.Would, v.Asks, c.would, c.asks)
+		}
+	}
+}
+
+// TestTimeToLive: a ttl counts from Begin, less the rule's age, and not at all
+// before it.
+func TestTimeToLive(t *testing.T) {
+	p := parseT(t, choosing)
+	allowed := func(at time.Duration) bool { return p.Decide("ttl.example.net", 443, Owner{}, now.Add(at)).Allow }
+	if allowed(0) {
+		t.Error("a rule whose time nobody counts allows")
+	}
+	p.Begin(now, nil)
+	if !allowed(time.Hour-1) || allowed(time.Hour) {
+		t.Error("a ttl of 1h does not end after an hour")
+	}
+	p.Begin(now, func(*Rule) time.Duration { return 40 * time.Minute })
+	if !allowed(20*time.Minute-1) || allowed(20*time.Minute) {
+		t.Error("a rule that is 40 minutes old does not end 20 minutes later")
+	}
+}
+
+// TestAuditOnly: with "enforce: audit" for all of egress what is not listed
+// passes and is told; what is denied, is denied.
+func TestAuditOnly(t *testing.T) {
+	p := parseT(t, "egress:\n  enforce: audit\n  rules:\n    - {name: a, host: a.example.org, port: 443}\n  deny:\n    - {name: b, host: b.example.org}\n")
+	for _, c := range []struct {
+		host          string
+		rule          string
+		reason, would Reason
+	}{
+		{"a.example.org", "a", "", ""},
+		{"b.example.org", "b", Denied, ""},
+		{"c.example.org", "", "", NotListed},
+		{"not a name", "", BadName, ""},
+	} {
+		v := p.Decide(c.host, 443, Owner{}, now)
+		checkVerdict(t, c.host, v, c.rule, c.reason)
+		if v.Would != c.would {
+			t.Errorf("%s: would %q, want %q", c.host, v.Would, c.would)
+		}
+	}
+	if v := p.DecideAddr(netip.MustParseAddr("192.0.2.1"), 22, Owner{}, now); !v.Allow || v.Would != DirectAddress {
+		t.Errorf("an address: %+v", v)
+	}
+}
+
+// TestDecideDNS: which questions besides those for addresses may be asked.
+func TestDecideDNS(t *testing.T) {
+	p := parseT(t, "egress:\n  rules:\n    - {name: a, host: a.example.org, port: 443, dns: [TXT, SRV]}\n    - {name: b, host: a.example.org, port: 25, dns: [MX]}\n    - {host: \"*.example.org\", port: 443}\n    - {host: c.example.net, port: 443, dns: [TXT]}\n  deny:\n    - {name: c, host: c.example.net}\n")
+	for _, c := range []struct {
+		host, qtype, rule string
+		reason            Reason
+	}{
+		{"A.example.org.", "TXT", "a", ""},
+		{"a.example.org", "MX", "b", ""},
+		{"a.example.org", "NS", "", UnsupportedType},
+		{"b.example.org", "TXT", "", UnsupportedType},
+		{"example.net", "TXT", "", NotListed},
+		{"c.example.net", "TXT", "c", Denied},
+		{"192.0.2.1", "TXT", "", BadName},
+	} {
+		checkVerdict(t, c.host+" "+c.qtype, p.DecideDNS(c.host, c.qtype, now), c.rule, c.reason)
+	}
+}
+
 // TestZeroPolicy: what nobody parsed allows nothing; what is unconfined allows
 // everything.
 func TestZeroPolicy(t *testing.T) {
 	zero, addr := new(Policy), netip.MustParseAddr("203.0.113.7")
-	if zero.Decide("github.com", 443, now).Allow || zero.DecideAddr(addr, 443, now).Allow || zero.Listed("github.com") {
+	if zero.Decide("github.com", 443, Owner{}, now).Allow || zero.DecideAddr(addr, 443, Owner{}, now).Allow || zero.Listed("github.com") {
 		t.Error("the zero policy allows something")
 	}
 	if zero.DeniesAddr(addr, 443, now) != nil {
 		t.Error("the zero policy has a rule")
 	}
 	un := Unconfined()
-	if !un.Decide("github.com", 443, now).Allow || !un.DecideAddr(addr, 443, now).Allow || !un.Listed("github.com") {
+	if !un.Decide("github.com", 443, Owner{}, now).Allow || !un.DecideAddr(addr, 443, Owner{}, now).Allow || !un.Listed("github.com") {
 		t.Error("the unconfined policy refuses something")
 	}
 }
@@ -188,15 +309,51 @@ func TestRuleText(t *testing.T) {
 }
 
 // slowDecide is the matcher that one would write first: try every rule, keep
-// the best. The real one must agree with it.
-func slowDecide(e *Egress, host string, port uint16, now time.Time) *Rule {
-	if r := slowBest(e.Deny, host, port, now); r != nil {
-		return r
+// the best. The real one must agree with it in all that it says.
+func slowDecide(e *Egress, host string, port uint16, by Owner, now time.Time) Verdict {
+	deny := func(audit bool) *Rule {
+		return slowBest(e.Deny, host, port, now, func(r *Rule) bool { return r.Audit == audit })
 	}
-	return slowBest(e.Rules, host, port, now)
+	mine := func(r *Rule) bool {
+		for _, b := range r.Binaries {
+			if b == by.Exe || b == "/bin/*" && strings.HasPrefix(by.Exe, "/bin/") {
+				return true
+			}
+		}
+		return len(r.Binaries) == 0
+	}
+	if r := deny(false); r != nil {
+		return Verdict{Reason: Denied, Rule: r}
+	}
+	firm := slowBest(e.Rules, host, port, now, func(r *Rule) bool { return !r.Audit && mine(r) })
+	tried := slowBest(e.Rules, host, port, now, func(r *Rule) bool { return r.Audit && mine(r) })
+	foreign := func(audit bool) bool { // a rule for other programs stands before what decides
+		best := slowBest(e.Rules, host, port, now, func(r *Rule) bool { return r.Audit == audit })
+		return best != nil && !mine(best)
+	}
+	why := NotListed
+	if slowBest(e.Rules, host, port, now, func(r *Rule) bool { return !r.Audit && !mine(r) }) != nil {
+		why = WrongProgram
+	}
+	var v Verdict
+	switch {
+	case firm != nil:
+		v = Verdict{Allow: true, Rule: firm}
+	case tried != nil:
+		v = Verdict{Allow: true, Rule: tried, Would: why}
+	case e.Audit:
+		v = Verdict{Allow: true, Would: why}
+	default:
+		v = Verdict{Reason: why}
+	}
+	if v.Allow && deny(true) != nil && (firm != nil || tried != nil) {
+		v.Would = Denied
+	}
+	v.Asks = by == Owner{} && (foreign(false) || firm == nil && foreign(true))
+	return v
 }
 
-func slowBest(rules []Rule, host string, port uint16, now time.Time) *Rule {
+func slowBest(rules []Rule, host string, port uint16, now time.Time, counts func(*Rule) bool) *Rule {
 	var best *Rule
 	bestRank := -1
 	for i := range rules {
@@ -205,8 +362,8 @@ func slowBest(rules []Rule, host string, port uint16, now time.Time) *Rule {
 		for _, pr := range r.Ports {
 			portOK = portOK || pr.First <= port && port <= pr.Last
 		}
-		expired := !r.Expires.IsZero() && !r.Expires.After(now)
-		if rank := slowRank(r.Host, host); portOK && !expired && rank > bestRank {
+		expired := !r.Expires.IsZero() && !r.Expires.After(now) || r.TTL > 0 && !r.ends.After(now)
+		if rank := slowRank(r.Host, host); portOK && !expired && counts(r) && rank > bestRank {
 			best, bestRank = r, rank
 		}
 	}
@@ -244,14 +401,16 @@ func FuzzDecide(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		p := &Policy{Egress: Egress{Rules: randomRules(r, r.IntN(12)), Deny: randomRules(r, r.IntN(3))}}
+		p.Egress.Audit = r.IntN(4) == 0
 		p.finish(nil)
 		for range 20 {
 			host, port := randomName(r), uint16(1+r.IntN(4))
-			got, want := p.Decide(host, port, now).Rule, slowDecide(&p.Egress, host, port, now)
+			by := Owner{Exe: []string{"", "/bin/a", "/bin/b", "/usr/bin/a"}[r.IntN(4)]}
+			got, want := p.Decide(host, port, by, now), slowDecide(&p.Egress, host, port, by, now)
 			if got != want {
-				t.Fatalf("%s:%d\n got %v\nwant %v\nof %v deny %v", host, port, got, want, p.Egress.Rules, p.Egress.Deny)
+				t.Fatalf("%s:%d by %q\n got %+v\nwant %+v\nof %+v\ndeny %+v", host, port, by.Exe, got, want, p.Egress.Rules, p.Egress.Deny)
 			}
-			if p.Decide(host, port, now).Allow && !p.Listed(host) {
+			if got.Allow && got.Rule != nil && !p.Listed(host) {
 				t.Fatalf("%s:%d is allowed, but not listed", host, port)
 			}
 		}
@@ -268,6 +427,15 @@ func randomRules(r *rand.Rand, n int) []Rule {
 		}
 		if r.IntN(4) == 0 {
 			rules[i].Expires = now.Add(time.Duration(r.IntN(3)-1) * time.Second)
+		} else if r.IntN(4) == 0 {
+			rules[i].TTL, rules[i].ends = time.Hour, now.Add(time.Duration(r.IntN(3)-1)*time.Second)
+		}
+		rules[i].Audit = r.IntN(4) == 0
+		switch r.IntN(6) {
+		case 0:
+			rules[i].Binaries = []string{"/bin/a"}
+		case 1:
+			rules[i].Binaries = []string{"/usr/bin/a", "/bin/*"}
 		}
 	}
 	return rules
@@ -295,7 +463,7 @@ func BenchmarkDecide(b *testing.B) {
 			b.Run(fmt.Sprintf("rules=%d/%s", n, host), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					p.Decide(host, 443, now)
+					p.Decide(host, 443, Owner{}, now)
 				}
 			})
 		}

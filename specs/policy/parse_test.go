@@ -96,11 +96,22 @@ func TestEveryKey(t *testing.T) {
 				},
 				{CIDR: netip.MustParsePrefix("203.0.113.7/32"), Ports: port(22), Line: 30},
 				{CIDR: netip.MustParsePrefix("10.20.0.0/16"), Ports: port(22), AllowPrivate: prefixes("10.0.0.0/8"), Line: 32},
+				{
+					Host: "git.example.org", Ports: port(443), Line: 35,
+					Binaries:       []string{"/usr/bin/git", "/usr/lib/git-core/**"},
+					MaxConnections: 32, Rate: Rate{20, time.Second}, MaxUpload: 50 << 20,
+					IdleTimeout: 10 * time.Minute, TTL: 2 * time.Hour, DNS: []string{"TXT", "SRV"}, Audit: true,
+				},
 			},
 			Deny: []Rule{
-				{Host: "**.internal", Line: 36},
-				{Host: "gist.github.com", Ports: port(443), Line: 37},
-				{CIDR: netip.MustParsePrefix("127.0.0.0/8"), Line: 39},
+				{Host: "**.internal", Line: 53},
+				{Host: "gist.github.com", Ports: port(443), Line: 54},
+				{CIDR: netip.MustParsePrefix("127.0.0.0/8"), Line: 56},
+				{Host: "perhaps.example.org", Line: 57, Audit: true},
+			},
+			Audit: true,
+			Defaults: Defaults{
+				Hold: 45 * time.Second, MaxConnections: 100, MaxUpload: 1e9, IdleTimeout: 90 * time.Minute,
 			},
 		},
 		match: p.match,
@@ -140,6 +151,50 @@ func TestAbsentKeys(t *testing.T) {
 	}
 }
 
+// TestHold: to hold is a word, with a time that need not be said.
+func TestHold(t *testing.T) {
+	for src, want := range map[string]time.Duration{
+		"egress: {rules: []}":                                            0,
+		"egress: {rules: [], defaults: {on_unlisted: deny}}":             0,
+		"egress: {rules: [], defaults: {on_unlisted: hold}}":             30 * time.Second,
+		"egress: {rules: [], defaults: {on_unlisted: hold, hold: 300s}}": 5 * time.Minute,
+	} {
+		p, err := Parse("policy.yaml", []byte(src))
+		if err != nil || p.Egress.Defaults.Hold != want {
+			t.Errorf("%s: %v, %v", src, p, err)
+		}
+	}
+}
+
+// TestWarnings: what is valid and yet hardly meant, each with its line.
+func TestWarnings(t *testing.T) {
+	src := read(t, "testdata/warn/rules.yaml")
+	p, err := Parse("rules.yaml", src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := p.Warnings(src, now).Error() + "\n"
+	if *update {
+		if err := os.WriteFile("testdata/warn/rules.txt", []byte(got), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := string(read(t, "testdata/warn/rules.txt")); got != want {
+		t.Errorf("warnings differ\n got:\n%s\nwant:\n%s", got, want)
+	}
+	for src, want := range map[string]string{
+		"egress:\n  rules: []\n": "policy.yaml:2:3: egress.rules is empty: every connection is refused",
+		"egress:\n  rules:\n    - {host: a.example.org, port: 443}\n": "",
+		string(DefaultSource()): "",
+	} {
+		p := parseT(t, src)
+		p.File = "policy.yaml"
+		if got, _, _ := strings.Cut(p.Warnings([]byte(src), now).Error(), "\n"); got != want {
+			t.Errorf("%q warns %q, want %q", src, got, want)
+		}
+	}
+}
+
 // TestReloadInsistsOnRules: what is left of a file while an editor writes it
 // must not bring the built-in rules back.
 func TestReloadInsistsOnRules(t *testing.T) {
@@ -149,7 +204,7 @@ func TestReloadInsistsOnRules(t *testing.T) {
 	}
 	for n := range len(whole) {
 		p, err := ParseReload("policy.yaml", []byte(whole[:n]))
-		if err == nil && p.Decide("github.com", 443, time.Now()).Allow {
+		if err == nil && p.Decide("github.com", 443, Owner{}, time.Now()).Allow {
 			t.Errorf("half a file opens the built-in rules:\n%s", whole[:n])
 		}
 	}

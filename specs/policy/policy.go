@@ -104,8 +104,19 @@ const (
 
 // Egress is layer 4.
 type Egress struct {
-	Rules []Rule
-	Deny  []Rule
+	Rules    []Rule
+	Deny     []Rule
+	Audit    bool // enforce: audit: what no rule allows passes, and is recorded
+	Defaults Defaults
+}
+
+// Defaults hold where no rule says otherwise; zero means no bound but the
+// gateway's own.
+type Defaults struct {
+	Hold           time.Duration // how long an unlisted connection waits for the operator; 0: not at all
+	MaxConnections int           // of the sandbox, at once
+	MaxUpload      int64         // as in Rule
+	IdleTimeout    time.Duration // as in Rule
 }
 
 // Rule lets a program open connections, or with Egress.Deny forbids it. Host
@@ -119,6 +130,21 @@ type Rule struct {
 	Name         string    // shown in records; may be empty
 	Expires      time.Time // UTC; zero: never
 	Line         int       // 0: built-in
+
+	// Audit is "enforce: audit": the rule is tried out. What it alone would
+	// decide passes, and is recorded with the reason that it would be refused for.
+	Audit bool
+
+	// What follows only rules that allow have; zero means no bound.
+	Binaries       []string      // patterns of executables that may use the rule; none: any
+	MaxConnections int           // open at once by this rule
+	Rate           Rate          // beginning by this rule
+	MaxUpload      int64         // bytes from the program, of one connection
+	IdleTimeout    time.Duration // without a byte in either direction
+	TTL            time.Duration // from Begin on
+	DNS            []string      // TXT, MX, SRV: asked for besides addresses
+
+	ends time.Time // of TTL, with a monotonic reading; zero: Begin was not called
 }
 
 // PortRange is an inclusive range of ports, 1 to 65535.
@@ -129,10 +155,16 @@ type Verdict struct {
 	Allow  bool
 	Reason Reason // empty if Allow
 	Rule   *Rule  // that decided; nil if none matched
+	// Would is, with Allow, why it would be refused if "enforce: audit" did
+	// not let it pass; empty: it would not.
+	Would Reason
+	// Asks is set if the owner was unknown and a rule with binaries was passed
+	// over for that: with the owner, the verdict may be another.
+	Asks bool
 }
 
 // Reason is why an attempt is refused; the audit log, refusals and the
-// console show it. The policy gives the first four; the gateway the others.
+// console show it. The policy gives the first five; the gateway the others.
 type Reason string
 
 // The reasons.
@@ -141,6 +173,7 @@ const (
 	Denied          Reason = "denied"            // a deny rule, or the operator
 	BadName         Reason = "bad-name"          // not a host name
 	DirectAddress   Reason = "direct-address"    // an IP address that no cidr rule names
+	WrongProgram    Reason = "wrong-program"     // a rule names this host and port for other executables, or whose it is could not be told
 	NoUplink        Reason = "no-uplink"         // the sandbox has no way out
 	Forbidden       Reason = "forbidden-address" // never reachable: loopback, link-local, metadata, our own
 	Private         Reason = "private-address"   // not globally reachable, and no allow_private covers it
@@ -151,6 +184,9 @@ const (
 	Malformed       Reason = "malformed"         // a ClientHello or request that does not parse
 	Unresolvable    Reason = "unresolvable"      // the name has no address
 	TooMany         Reason = "too-many"          // a limit of the gateway
+	TooOften        Reason = "too-often"         // more connections in a time than the rule allows
+	UploadLimit     Reason = "upload-limit"      // the program sent all that max_upload lets it
+	Idle            Reason = "idle"              // no byte passed for the rule's idle_timeout
 	Revoked         Reason = "revoked"           // a reload or a decision took the permission away
 	Unrecorded      Reason = "unrecorded"        // the audit log cannot be written
 	SearchDomain    Reason = "search-domain"     // a name below a search domain that no rule matches

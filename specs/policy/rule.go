@@ -18,7 +18,9 @@ func (p *parser) egress(n *yaml.Node, e *Egress) (hasRules bool) {
 	seen := p.mapping(n, "egress", append([]field{
 		{key: "rules", read: func(n *yaml.Node) { e.Rules = p.rules(n, "egress.rules", p.allowRule) }},
 		{key: "deny", read: func(n *yaml.Node) { e.Deny = p.rules(n, "egress.deny", p.denyRule) }},
-	}, p.later("egress", "defaults", "dns", "enforce", "on_unlisted", "hold", "max_connections")...))
+		{key: "enforce", read: func(n *yaml.Node) { e.Audit = p.enforce(n, "egress.enforce") }},
+		{key: "defaults", read: func(n *yaml.Node) { p.defaults(n, &e.Defaults) }},
+	}, p.misplaced("defaults", "on_unlisted", "hold", "max_connections", "max_upload", "idle_timeout")...))
 	return seen["rules"] != nil
 }
 
@@ -38,12 +40,9 @@ func (p *parser) rules(n *yaml.Node, what string, read func(*yaml.Node) Rule) []
 // fault.
 func (p *parser) allowRule(n *yaml.Node) Rule {
 	r := Rule{Line: n.Line}
-	fields := append(p.target(&r, false),
-		field{key: "allow_private", read: func(n *yaml.Node) { r.AllowPrivate = p.allowPrivate(n) }},
-		field{key: "raw", read: func(n *yaml.Node) { p.boolean(n, "raw", &r.Raw) }})
+	fields := append(p.target(&r, false), p.options(&r)...)
 	fields = append(fields, p.inspection()...)
-	fields = append(fields, p.later("rule", "binaries", "max_upload", "enforce", "upgrade", "rate",
-		"max_connections", "idle_timeout", "dns", "ttl")...)
+	fields = append(fields, p.later("rule", "upgrade")...)
 	seen := p.mapping(n, "rule", fields)
 	if seen == nil {
 		return r
@@ -54,6 +53,12 @@ func (p *parser) allowRule(n *yaml.Node) Rule {
 	}
 	if r.CIDR.IsValid() && within(r.CIDR, private) && !overlaps(r.CIDR, r.AllowPrivate) {
 		p.fault(n, "%s is private, so the rule would allow nothing; add \"allow_private: [%s]\"", r.CIDR, r.CIDR)
+	}
+	if w, _ := splitHost(r.Host); len(r.DNS) > 0 && (r.Host == "" || w != exact) && seen["dns"] != nil {
+		p.fault(seen["dns"], "dns needs a rule for one host: the question is asked for exactly that name")
+	}
+	if r.TTL > 0 && seen["expires"] != nil {
+		p.fault(seen["ttl"], "the rule has both expires and ttl; write one of them")
 	}
 	return r
 }
@@ -86,6 +91,7 @@ func (p *parser) target(r *Rule, deny bool) []field {
 		{key: "ports", read: ports(p.ports)},
 		{key: "name", read: func(n *yaml.Node) { r.Name = p.name(n) }},
 		{key: "expires", read: func(n *yaml.Node) { r.Expires = p.expires(n) }},
+		{key: "enforce", read: func(n *yaml.Node) { r.Audit = p.enforce(n, "enforce") }},
 	}
 }
 
