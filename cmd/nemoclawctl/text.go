@@ -101,13 +101,17 @@ func ago(t time.Time) string {
 	}
 }
 
-// who is a process in few words.
+// who is a process in few words, with a question mark if it may be another.
 func who(p *control.Process) string {
 	if p == nil {
 		return "-"
 	}
 	name := cmp.Or(p.Exe, p.Name, "?")
-	return fmt.Sprintf("%s[%d]", name, p.PID)
+	doubt := ""
+	if p.Unsure != "" {
+		doubt = "?"
+	}
+	return fmt.Sprintf("%s[%d]%s", name, p.PID, doubt)
 }
 
 func sortSandboxes(list []*sandbox) {

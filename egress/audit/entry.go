@@ -106,7 +106,8 @@ type NetworkMore struct {
 	Reason     string `json:"reason,omitempty"`
 	Detail     string `json:"detail,omitempty"`
 	Method     string `json:"method,omitempty"`
-	Generation uint64 `json:"generation"` // of the policy that decided
+	Generation uint64 `json:"generation"`       // of the policy that decided
+	Unsure     string `json:"unsure,omitempty"` // why the actor may be another process
 }
 
 // Actor is who opened the connection.

@@ -98,6 +98,9 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 	// Connections queue from here on: create need not wait for the rest.
 	err := creator.Send(control.FromMonitor{})
 	tasks := m.serve(ctx, reload)
+	if m.Cgroup != "" {
+		m.noteSearched(m.owners.load())
+	}
 	var init *os.File
 	if err == nil {
 		init, err = m.awaitCommit(ctx, creator)
@@ -283,6 +286,9 @@ func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
 			return err
 		}
 	}
+	if m.Cgroup != "" {
+		m.noteSearched(m.owners.watch(m.Cgroup, c.InitPID))
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.initPID = c.InitPID
@@ -290,6 +296,14 @@ func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
 		m.ruleset = files[1]
 	}
 	return nil
+}
+
+// noteSearched says why the owners of connections are searched for, by which one
+// cannot always be sure, instead of seen.
+func (m *Monitor) noteSearched(why error) {
+	if why != nil {
+		m.note("whose connections these are is found out by a search: " + why.Error())
+	}
 }
 
 // unplug takes the uplink's links away at once: Docker's restart gives their

@@ -26,6 +26,10 @@ import (
 // patience is how long a test waits for an event that must come.
 const patience = 20 * time.Second
 
+// The first thread, whose namespace /proc shows as the process's, never enters
+// a sandbox's.
+func init() { goruntime.LockOSThread() }
+
 // TestMain lets this binary be the processes that a sandbox consists of.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "worker" {
@@ -36,8 +40,8 @@ func TestMain(m *testing.M) {
 		io.Copy(io.Discard, os.Stdin) // until the test ends it
 		return
 	}
-	if len(os.Args) == 3 && os.Args[1] == "connect" {
-		connect(os.Args[2])
+	if len(os.Args) == 3 && (os.Args[1] == "connect" || os.Args[1] == "share") {
+		connect(os.Args[2], os.Args[1] == "share")
 		return
 	}
 	os.Exit(m.Run())
@@ -86,11 +90,24 @@ func netns() string {
 	return ns
 }
 
-// connect is a program of the sandbox: it opens a connection and keeps it.
-func connect(to string) {
+// connect is a program of the sandbox: it opens a connection and keeps it, and
+// may have another process keep it too.
+func connect(to string, share bool) {
 	c, err := net.Dial("tcp", to)
 	if err != nil {
 		panic(err)
+	}
+	if share {
+		f, err := c.(*net.TCPConn).File()
+		if err != nil {
+			panic(err)
+		}
+		heir := exec.Command("/proc/self/exe", "init")
+		heir.Stdin, heir.ExtraFiles = os.Stdin, []*os.File{f}
+		if err := heir.Start(); err != nil {
+			panic(err)
+		}
+		defer heir.Wait()
 	}
 	fmt.Println(c.LocalAddr())
 	io.Copy(io.Discard, os.Stdin)

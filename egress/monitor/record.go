@@ -103,6 +103,10 @@ func network(id string, r *control.Record) *audit.Network {
 	n.ActionID, n.DispositionID, n.SeverityID, n.StatusID = o.action, o.disposition, o.severity, o.status
 	n.Metadata.UID = clip(r.Request, maxHost)
 	n.Actor = actor(r.Process)
+	unsure := ""
+	if r.Process != nil {
+		unsure = r.Process.Unsure
+	}
 	n.Src = endpoint("", r.Src, 0)
 	n.Dst = endpoint(clip(r.Host, maxHost), r.Addr, r.Port)
 	n.Connection = connection(r.Proto)
@@ -120,6 +124,7 @@ func network(id string, r *control.Record) *audit.Network {
 		Detail:     clip(r.Detail, maxText),
 		Method:     clip(r.Method, maxHost),
 		Generation: r.Generation,
+		Unsure:     unsure,
 	}
 	return n
 }

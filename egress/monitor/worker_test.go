@@ -1,11 +1,7 @@
 package monitor
 
 import (
-	"fmt"
-	"net/netip"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -115,65 +111,6 @@ func TestUnwritableLog(t *testing.T) {
 	s.stop()
 	s.must(s.waitEnd())
 	s.checkLog()
-}
-
-// The process behind a connection is found by its sockets, with those that
-// started it, as far as they live in the sandbox.
-func TestOwner(t *testing.T) {
-	s, w := up(t)
-	port := listenPort(t, s)
-	program := exec.Command("/proc/self/exe", "connect", "127.0.0.1:"+port)
-	program.Args[0] = "an agent"
-	stdin, err := program.StdinPipe()
-	s.must(err)
-	stdout, err := program.StdoutPipe()
-	s.must(err)
-	s.must(startIn(s.inner, program))
-	defer program.Wait()
-	defer stdin.Close()
-	var local string
-	_, err = fmt.Fscanln(stdout, &local)
-	s.must(err)
-	dst := netip.MustParseAddrPort("127.0.0.1:" + port)
-	for _, c := range []struct {
-		src   string
-		found bool
-	}{
-		{local, true},
-		{local, true}, // by the last one that was found
-		{"127.0.0.1:1", false},
-	} {
-		w.say(control.ToMonitorFromWorker{Who: &control.Who{N: 7, Src: netip.MustParseAddrPort(c.src), Dst: dst}})
-		m := w.next()
-		if m.Process == nil || m.Process.N != 7 {
-			t.Fatalf("the monitor said %+v", m.ToWorker)
-		}
-		p := m.Process.Process
-		if (p != nil) != c.found {
-			t.Fatalf("%s belongs to %+v", c.src, p)
-		}
-		if p == nil {
-			continue
-		}
-		self, _ := os.Executable()
-		if p.PID != program.Process.Pid || p.Exe != self || p.Args[0] != "an agent" || p.Args[1] != "connect" {
-			t.Errorf("%s belongs to %+v", c.src, p)
-		}
-		if len(p.Ancestors) != 0 {
-			t.Errorf("this test is no ancestor inside the sandbox: %v", p.Ancestors)
-		}
-	}
-}
-
-// listenPort is the port of the first of the sandbox's listeners.
-func listenPort(t *testing.T, s *sandbox) string {
-	t.Helper()
-	files, err := listenIn(s.inner)
-	s.must(err)
-	t.Cleanup(func() { control.CloseAll(files) })
-	sa, err := unix.Getsockname(int(files[0].Fd()))
-	s.must(err)
-	return strconv.Itoa(sa.(*unix.SockaddrInet4).Port)
 }
 
 func TestParseStat(t *testing.T) {

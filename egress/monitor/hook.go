@@ -1,0 +1,163 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// maxSeen is how many connections the hook remembers; it forgets those it saw
+// longest ago.
+const maxSeen = 4096
+
+// hook sees the sandbox's processes call connect(2), whatever becomes of them
+// afterwards: a BPF program in their cgroups writes down for each socket who
+// connected it (BPF_CGROUP_INET4_CONNECT and 6, Linux 4.17). It decides nothing
+// and lets everything pass.
+type hook struct {
+	seen     *ebpf.Map // from a socket's cookie to caller
+	programs []*ebpf.Program
+	links    []link.Link
+}
+
+// caller is who called connect(2), as the program lays it out.
+type caller struct {
+	Thread  uint32 // the kernel's pid
+	Process uint32 // the kernel's tgid
+	UID     uint32
+	GID     uint32
+	At      uint64 // nanoseconds since boot
+	Name    [16]byte
+}
+
+// Offsets below the frame pointer: the key, and the value above it.
+const (
+	callerSize = 40
+	callerAt   = -callerSize
+	cookieAt   = callerAt - 8
+)
+
+var hooked = []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect}
+
+// newHook loads the program. It sees nothing before it is attached.
+func newHook() (*hook, error) {
+	h := new(hook)
+	err := h.load()
+	if err != nil {
+		h.close()
+		return nil, fmt.Errorf("cannot watch connections being made: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return h, nil
+}
+
+func (h *hook) load() (err error) {
+	h.seen, err = ebpf.NewMap(&ebpf.MapSpec{Name: "nemoclaw_seen", Type: ebpf.LRUHash, KeySize: 8, ValueSize: callerSize, MaxEntries: maxSeen})
+	if err != nil {
+		return err
+	}
+	for _, at := range hooked {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "nemoclaw_seen", Type: ebpf.CGroupSockAddr, AttachType: at, License: "GPL", Instructions: writeDown(h.seen.FD())})
+		if err != nil {
+			return err
+		}
+		h.programs = append(h.programs, p)
+	}
+	return nil
+}
+
+// writeDown is the program (bpf-helpers(7)): seen[cookie] = caller.
+func writeDown(seen int) asm.Instructions {
+	return asm.Instructions{
+		asm.FnGetSocketCookie.Call(), // its argument, the context, is in R1
+		asm.StoreMem(asm.RFP, cookieAt, asm.R0, asm.DWord),
+		asm.FnGetCurrentPidTgid.Call(),
+		asm.StoreMem(asm.RFP, callerAt, asm.R0, asm.DWord),
+		asm.FnGetCurrentUidGid.Call(),
+		asm.StoreMem(asm.RFP, callerAt+8, asm.R0, asm.DWord),
+		asm.FnKtimeGetBootNs.Call(),
+		asm.StoreMem(asm.RFP, callerAt+16, asm.R0, asm.DWord),
+		asm.Mov.Reg(asm.R1, asm.RFP),
+		asm.Add.Imm(asm.R1, callerAt+24),
+		asm.Mov.Imm(asm.R2, 16),
+		asm.FnGetCurrentComm.Call(),
+		asm.LoadMapPtr(asm.R1, seen),
+		asm.Mov.Reg(asm.R2, asm.RFP),
+		asm.Add.Imm(asm.R2, cookieAt),
+		asm.Mov.Reg(asm.R3, asm.RFP),
+		asm.Add.Imm(asm.R3, callerAt),
+		asm.Mov.Imm(asm.R4, 0),
+		asm.FnMapUpdateElem.Call(),
+		asm.Mov.Imm(asm.R0, 1), // go on
+		asm.Return(),
+	}
+}
+
+// attach has the program see the connections of a process's cgroup, and of
+// those below it. root is where cgroups are mounted.
+func (h *hook) attach(root string, pid int) error {
+	dir, err := cgroup2Of(root, pid)
+	if err != nil {
+		return fmt.Errorf("cannot watch connections being made: %w", err)
+	}
+	for i, p := range h.programs {
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: dir, Attach: hooked[i], Program: p})
+		if err != nil {
+			return fmt.Errorf("cannot watch connections being made: %w", err)
+		}
+		h.links = append(h.links, l)
+	}
+	return nil
+}
+
+// cgroup2Of returns the directory of a process's cgroup in the hierarchy of
+// version 2 (cgroups(7)). That at the top is everybody's, and no answer.
+func cgroup2Of(root string, pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(text)) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::")
+		if !ok || path == "/" || strings.HasPrefix(path, "/..") {
+			continue
+		}
+		for _, mount := range hierarchies(root) {
+			if dir := filepath.Join(mount, path); isCgroup2(mount) && isCgroup2(dir) {
+				return dir, nil
+			}
+		}
+	}
+	return "", errors.New("the container has no cgroup of version 2 to itself")
+}
+
+// of returns who connected a socket.
+func (h *hook) of(cookie uint64) (c caller, ok bool) {
+	if h == nil {
+		return c, false
+	}
+	return c, h.seen.Lookup(&cookie, &c) == nil
+}
+
+func (h *hook) close() {
+	if h == nil {
+		return
+	}
+	for _, l := range h.links {
+		l.Close()
+	}
+	for _, p := range h.programs {
+		p.Close()
+	}
+	if h.seen != nil {
+		h.seen.Close()
+	}
+}
+
+func (c caller) name() string { return unix.ByteSliceToString(c.Name[:]) }
