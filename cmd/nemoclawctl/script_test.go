@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +16,6 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
@@ -26,22 +24,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files inside testdata/*.txtar")
 
-// The first thread, whose namespace /proc shows as the process's, never enters
-// a sandbox's.
-func init() { goruntime.LockOSThread() }
-
 func TestMain(m *testing.M) {
 	switch {
-	case len(os.Args) == 4 && os.Args[1] == "worker":
-		worker(os.Args[2], os.Args[3])
-		return
-	case len(os.Args) == 3 && os.Args[1] == "connect":
-		c, err := net.Dial("tcp", os.Args[2])
-		if err != nil {
-			panic(err)
-		}
-		fmt.Println(c.LocalAddr())
-		io.Copy(io.Discard, os.Stdin)
+	case len(os.Args) == 2 && os.Args[1] == "worker":
+		worker()
 		return
 	case len(os.Args) == 2 && os.Args[1] == "init":
 		io.Copy(io.Discard, os.Stdin)
@@ -75,9 +61,8 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// worker puts every policy into force, and had refused www.example.org before,
-// to whoever connected src to dst.
-func worker(src, dst string) {
+// worker puts every policy into force, and had refused www.example.org before.
+func worker() {
 	conn, err := control.FromFile(os.NewFile(3, "monitor"))
 	if err != nil {
 		panic(err)
@@ -96,7 +81,7 @@ func worker(src, dst string) {
 			told = true
 			conn.Send(control.ToMonitorFromWorker{Records: &control.Records{N: 1, List: []control.Record{{
 				Verdict: control.Refuse, Proto: "tls", Host: "www.example.org", Port: 443, Reason: "not-listed", Request: "r1", Generation: 1,
-				Src: netip.MustParseAddrPort(src), Dst: netip.MustParseAddrPort(dst),
+				Detail: "SNI \"cu\x1b[2Jrl\u202e\"",
 			}}}})
 		}
 		conn.Send(control.ToMonitorFromWorker{Applied: &control.Applied{Generation: msg.Rules.Generation}})
@@ -118,7 +103,6 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 		attach.Policy = []byte(ts.ReadFile(args[1]))
 	}
 	inner, uplink := newNetns(ts), newNetns(ts)
-	src, dst := connect(ts, inner, ts.MkAbs(id+"-cu\x1b[2Jrl\u202e"))
 	init := exec.Command("/proc/self/exe", "init")
 	stdin, err := init.StdinPipe()
 	ts.Check(err)
@@ -133,7 +117,7 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	conn, err := control.FromFile(theirs)
 	ts.Check(err)
-	m := &monitor.Monitor{Dir: dir, Worker: []string{"/proc/self/exe", "worker", src, dst}, Listen: listen}
+	m := &monitor.Monitor{Dir: dir, Worker: []string{"/proc/self/exe", "worker"}, Listen: listen}
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(context.Background(), conn, nil) }()
 	ts.Defer(func() {
@@ -205,56 +189,6 @@ func newNetns(ts *testscript.TestScript) *os.File {
 	f := <-files
 	ts.Defer(func() { f.Close() })
 	return f
-}
-
-// connect starts a program in the sandbox, from a file whose name would like to
-// move the cursor, and returns both ends of a connection that it holds.
-func connect(ts *testscript.TestScript, inner *os.File, file string) (src, dst string) {
-	self, err := os.ReadFile("/proc/self/exe")
-	ts.Check(err)
-	ts.Check(os.WriteFile(file, self, 0o755))
-	program := exec.Command(file, "connect")
-	stdin, err := program.StdinPipe()
-	ts.Check(err)
-	stdout, err := program.StdoutPipe()
-	ts.Check(err)
-	started := make(chan error)
-	go func() {
-		goruntime.LockOSThread() // the thread ends with the goroutine
-		l, err := listenIn(inner)
-		if err == nil {
-			ts.Defer(func() { l.Close() })
-			dst = l.Addr().String()
-			program.Args = append(program.Args, dst)
-			err = program.Start()
-		}
-		started <- err
-	}()
-	ts.Check(<-started)
-	ts.Defer(func() { stdin.Close(); program.Wait() })
-	_, err = fmt.Fscanln(stdout, &src)
-	ts.Check(err)
-	return src, dst
-}
-
-// listenIn takes the thread to a namespace, and listens on its loopback.
-func listenIn(inner *os.File) (net.Listener, error) {
-	if err := unix.Setns(int(inner.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, err
-	}
-	h, err := netlink.NewHandle() // of this thread's namespace
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	lo, err := h.LinkByName("lo")
-	if err == nil {
-		err = h.LinkSetUp(lo)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return net.Listen("tcp", "127.0.0.1:0")
 }
 
 // listen opens six sockets; nobody connects to them.

@@ -66,3 +66,22 @@ func TestTerminalIsSafe(t *testing.T) {
 		t.Errorf("a row became several: %q", out.String())
 	}
 }
+
+// A process is one line of letters, whatever it is called, and shows whether it
+// may be another.
+func TestWho(t *testing.T) {
+	for _, c := range []struct {
+		p    *control.Process
+		want string
+	}{
+		{nil, "-"},
+		{&control.Process{PID: 12, Name: "curl", Exe: "/usr/bin/cu\x1b[2Jrl\n\u202e"}, "/usr/bin/cu\ufffd[2Jrl \ufffd[12]"},
+		{&control.Process{PID: 12, Name: "cu\trl", Unsure: "it has ended"}, "cu rl[12]?"},
+		{&control.Process{PID: 12}, "?[12]"},
+	} {
+		var b strings.Builder
+		if err := table(&b, [][]string{{who(c.p)}}); err != nil || b.String() != c.want+"\n" {
+			t.Errorf("%+v is shown as %q, %v, want %q", c.p, b.String(), err, c.want)
+		}
+	}
+}
