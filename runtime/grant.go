@@ -45,11 +45,12 @@ func (r *containerRoot) open(name string, flags, resolve uint64) (int, error) {
 	return unix.Openat2(r.fd, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
 }
 
-// maxTopLevel is how many entries an image's root may have: each directory is a
-// rule of its own.
+// maxTopLevel is how many entries an image's root may have: each directory and
+// each file is a rule of its own.
 const maxTopLevel = 4096
 
-// topLevel returns the names of the directories in the root.
+// topLevel returns the names of the directories and files in the root: images
+// made of one program often keep it there. Links grant nothing by themselves.
 func (r *containerRoot) topLevel() ([]string, error) {
 	fd, err := r.open("/", unix.O_RDONLY|unix.O_DIRECTORY, exact)
 	if err != nil {
@@ -66,7 +67,7 @@ func (r *containerRoot) topLevel() ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() || e.Type().IsRegular() {
 			names = append(names, e.Name())
 		}
 	}

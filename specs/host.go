@@ -52,7 +52,7 @@ const (
 
 // Image is what the runtime found in the container's root once it stood.
 type Image struct {
-	TopLevel []string // names of the directories in "/"
+	TopLevel []string // names of the directories and files in "/"
 	Program  string   // args[0], resolved to an absolute path
 	Volumes  []string // where the volumes really are, links of the image followed
 }

@@ -156,8 +156,9 @@ func isSystemDir(dir string) bool {
 // the kernel's, and where hosts mount things.
 var private = []string{"root", "home", "proc", "sys", "dev", "tmp", "run", "mnt", "media", "boot"}
 
-// ImageRules returns what image: auto adds: the image's own directories may be
-// read and executed, and where its program lies below a home, that subtree.
+// ImageRules returns what image: auto adds: the image's own directories, and the
+// files beside them, may be read and executed, and where its program lies below
+// a home, that subtree.
 func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 	if p.Filesystem.Image == policy.ImageStrict {
 		return nil

@@ -128,7 +128,7 @@ func imageOf(spec *oci.Spec) specs.Image {
 		return image // a root that is mounted later
 	}
 	for _, e := range entries {
-		if e.IsDir() {
+		if e.IsDir() || e.Type().IsRegular() {
 			image.TopLevel = append(image.TopLevel, e.Name())
 		}
 	}
