@@ -87,16 +87,18 @@ func program(t *testing.T, name string) string {
 
 // probeProgram is the attacker, built once.
 var probeProgram = sync.OnceValues(func() (string, error) {
-	path, err := cached("probe")
+	path, err := filepath.Abs("../bin/probe")
 	if err != nil {
 		return "", err
 	}
-	build := exec.Command("go", "build", "-o", path, "./probe")
+	// Under another name first: other packages' tests build it as well.
+	fresh := fmt.Sprint(path, ".", os.Getpid())
+	build := exec.Command("go", "build", "-o", fresh, "./probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("cannot build the probe: %w: %s", err, out)
 	}
-	return path, nil
+	return path, os.Rename(fresh, path)
 })
 
 // cached returns the path of a file that outlives the tests.
@@ -120,6 +122,8 @@ type box struct {
 	deny  string   // see denyEnv
 	// runtime is another runtime's program; empty: nemoclaw.
 	runtime string
+	// patience is how long a command may take; 0: patience.
+	patience time.Duration
 }
 
 var boxes atomic.Int32
@@ -276,7 +280,7 @@ func (b *box) finish(cmd *exec.Cmd) result {
 	}
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
 	b.must(cmd.Start())
-	alarm := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+	alarm := time.AfterFunc(max(b.patience, patience), func() { cmd.Process.Kill() })
 	defer alarm.Stop()
 	err := cmd.Wait()
 	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
