@@ -20,7 +20,7 @@ const GatewayProgram = "nemoclaw-gateway"
 
 // Plan says how a sandbox's namespace is to be fenced and its gateway started.
 type Plan struct {
-	Dir     string // the sandbox's state directory, which exists
+	Dir     string // the container's state directory, which exists
 	Program string // nemoclaw-gateway, absolute
 	Uplink  string // network.uplink of the policy: auto, host, none or a path
 	Attach  control.Attach
@@ -28,24 +28,28 @@ type Plan struct {
 
 // Gateway is a monitor that has been started and not yet committed.
 type Gateway struct {
-	dir  string
+	dir  string // its own state directory
 	conn *control.Conn
 }
 
 // Bring fences the namespace inner and starts its gateway, and returns when
-// connections queue at the gateway's listeners. On an error nothing is left
-// behind but the fence, which ends with the namespace.
+// connections queue at the gateway's listeners. The gateway has a state
+// directory of its own beside the container's, which points to it: it may
+// outlive the container. On an error nothing is left behind but the fence,
+// which ends with the namespace.
 func Bring(inner *os.File, p Plan) (_ *Gateway, err error) {
-	conn, err := startMonitor(p.Program, p.Dir)
-	if err != nil {
+	g := new(Gateway)
+	if g.dir, err = makeGatewayDir(inner, p.Dir); err != nil {
 		return nil, err
 	}
-	g := &Gateway{p.Dir, conn}
 	defer func() {
 		if err != nil {
 			g.Abort()
 		}
 	}()
+	if g.conn, err = startMonitor(p.Program, g.dir); err != nil {
+		return nil, err
+	}
 	if err := Fence(inner); err != nil { // while the monitor is starting
 		return nil, err
 	}
@@ -54,10 +58,44 @@ func Bring(inner *os.File, p Plan) (_ *Gateway, err error) {
 		return nil, err
 	}
 	defer uplink.Close()
-	if err := PinUplink(uplink, filepath.Join(p.Dir, control.UplinkPin)); err != nil {
+	if err := PinUplink(uplink, filepath.Join(g.dir, control.UplinkPin)); err != nil {
 		return nil, err
 	}
 	return g, g.ask(control.ToMonitor{Attach: &p.Attach}, inner, uplink)
+}
+
+// makeGatewayDir makes the directory of a gateway for inner that the container
+// of dir brings up. The link comes first, so that whatever ends us now, the
+// container's delete finds the rest.
+func makeGatewayDir(inner *os.File, dir string) (string, error) {
+	ino, err := inode(inner)
+	if err != nil {
+		return "", err
+	}
+	gateway := control.GatewayDir(dir, ino)
+	if err := point(dir, gateway); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(gateway, 0o700); err != nil {
+		return "", fmt.Errorf("cannot make the gateway's directory: %s: %s", gateway, reason(err))
+	}
+	return gateway, nil
+}
+
+// point notes in a container's directory which gateway it is behind.
+func point(dir, gateway string) error {
+	if err := os.Symlink(gateway, filepath.Join(dir, control.GatewayLink)); err != nil {
+		return fmt.Errorf("cannot note the gateway of %s: %s", dir, reason(err))
+	}
+	return nil
+}
+
+func inode(ns *os.File) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("cannot identify a network namespace: fstat: %w", err)
+	}
+	return st.Ino, nil
 }
 
 func chooseUplink(p *Plan) (*os.File, error) {
@@ -106,24 +144,22 @@ func reason(err error) string {
 }
 
 func (g *Gateway) ask(msg control.ToMonitor, files ...*os.File) error {
-	_, err := ask(g.conn, msg, files...)
+	_, _, err := ask(g.conn, msg, files...)
 	return err
 }
 
-func ask(conn *control.Conn, msg control.ToMonitor, files ...*os.File) ([]*os.File, error) {
+func ask(conn *control.Conn, msg control.ToMonitor, files ...*os.File) (answer control.FromMonitor, got []*os.File, err error) {
 	if err := conn.Send(msg, files...); err != nil {
-		return nil, fmt.Errorf("cannot speak to the gateway: %w", err)
+		return answer, nil, fmt.Errorf("cannot speak to the gateway: %w", err)
 	}
-	var answer control.FromMonitor
-	got, err := conn.Recv(&answer)
-	if err != nil {
-		return nil, fmt.Errorf("cannot hear the gateway: it ended: %w", err)
+	if got, err = conn.Recv(&answer); err != nil {
+		return answer, nil, fmt.Errorf("cannot hear the gateway: it ended: %w", err)
 	}
 	if answer.Fault != "" {
 		control.CloseAll(got)
-		return nil, errors.New(answer.Fault)
+		return answer, nil, errors.New(answer.Fault)
 	}
-	return got, nil
+	return answer, got, nil
 }
 
 // Commit hands the container over: from now on the gateway lives as long as
@@ -136,7 +172,9 @@ func (g *Gateway) Commit(initPID int, pidfd, ruleset *os.File, notes []string) e
 // Abort ends a gateway that was not committed: it undoes what it did when we
 // are gone.
 func (g *Gateway) Abort() {
-	g.conn.Close()
+	if g.conn != nil {
+		g.conn.Close()
+	}
 	_ = Stop(g.dir)
 }
 
@@ -147,7 +185,7 @@ func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, 
 	if uplinkMode != "auto" {
 		return nil, nil
 	}
-	uplink, err := OpenNetns(filepath.Join(dir, control.UplinkPin))
+	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +200,7 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	if err != nil {
 		return err
 	}
-	uplink, err := OpenNetns(filepath.Join(dir, control.UplinkPin))
+	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))
 	if err != nil {
 		return err
 	}
@@ -179,29 +217,25 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	if err != nil {
 		return err
 	}
-	return request(dir, control.ToMonitor{Started: &control.Started{Links: links}})
-}
-
-func request(dir string, msg control.ToMonitor) error {
-	conn, err := control.DialRuntime(dir)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	_, err = ask(conn, msg)
+	_, _, err = request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
 	return err
 }
 
-// Ruleset returns the container's filled Landlock ruleset, which the monitor
-// keeps: what was granted at create is what exec gets, whatever lies at those
-// paths now.
-func Ruleset(dir string) (*os.File, error) {
-	conn, err := control.DialRuntime(dir)
+// request asks the living monitor of a gateway's directory.
+func request(gateway string, msg control.ToMonitor, files ...*os.File) (control.FromMonitor, []*os.File, error) {
+	conn, err := control.DialRuntime(gateway)
 	if err != nil {
-		return nil, err
+		return control.FromMonitor{}, nil, err
 	}
 	defer conn.Close()
-	files, err := ask(conn, control.ToMonitor{Ruleset: new(control.Ruleset)})
+	return ask(conn, msg, files...)
+}
+
+// Ruleset returns the filled Landlock ruleset of the container box, whose state
+// directory is dir. The monitor keeps it: what was granted at create is what
+// exec gets, whatever lies at those paths now.
+func Ruleset(dir string, box control.Box) (*os.File, error) {
+	_, files, err := request(control.Gateway(dir), control.ToMonitor{Ruleset: &control.Ruleset{Box: box}})
 	if err != nil {
 		return nil, err
 	}
@@ -215,15 +249,19 @@ func Ruleset(dir string) (*os.File, error) {
 // stopTimeout is how long a monitor may take to close the audit log's chain.
 const stopTimeout = 3 * time.Second
 
-// Stop ends the monitor of a state directory, if it is still there, and removes
-// what it cannot remove itself. It may be called again.
-func Stop(dir string) error {
-	err := stopMonitor(dir)
-	if uerr := Unpin(filepath.Join(dir, control.UplinkPin)); err == nil {
+// Stop ends the monitor of a gateway's directory, if it is still there, and
+// removes what it cannot remove itself, the directory with it. It may be called
+// again.
+func Stop(gateway string) error {
+	err := stopMonitor(gateway)
+	if uerr := Unpin(filepath.Join(gateway, control.UplinkPin)); err == nil {
 		err = uerr
 	}
-	removeCgroup(filepath.Base(dir))
-	return err
+	removeCgroup(filepath.Base(gateway))
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(gateway)
 }
 
 // removeCgroup removes what a monitor that was killed could not: the cgroup

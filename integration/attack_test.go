@@ -444,7 +444,7 @@ func TestAttackByNeighbour(t *testing.T) {
 		t.Fatal("the control: ", err)
 	}
 	for _, file := range []string{
-		filepath.Join(b.stateDir(), "sandbox.json"), filepath.Join(b.stateDir(), "control.sock"), filepath.Join(b.stateDir(), "runtime.sock"),
+		filepath.Join(b.stateDir(), "sandbox.json"), filepath.Join(b.gatewayDir(), "control.sock"), filepath.Join(b.gatewayDir(), "runtime.sock"),
 		b.auditFile(), b.path("root/" + b.id + "/state.json"), b.path("root/" + b.id + "/exec.fifo"),
 	} {
 		if err := as(65534, file); err == nil {

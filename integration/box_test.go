@@ -476,19 +476,27 @@ func (b *box) initPID() int {
 	return pid
 }
 
-// stateDir is the sandbox's directory, or "" if there is none.
+// stateDir is the container's directory, or "" if there is none.
 func (b *box) stateDir() string {
-	dirs, _ := filepath.Glob(b.path("run/" + b.id + ".*"))
+	dirs, _ := filepath.Glob(b.path("run/" + b.id + ".????????"))
 	if len(dirs) == 0 {
 		return ""
 	}
 	return dirs[0]
 }
 
+// gatewayDir is the directory of the gateway that the container is behind.
+func (b *box) gatewayDir() string {
+	b.t.Helper()
+	dir, err := os.Readlink(filepath.Join(b.stateDir(), "gateway"))
+	b.must(err)
+	return dir
+}
+
 // monitor is the pid of the gateway's monitor, and worker that of its child.
 func (b *box) monitor() int {
 	b.t.Helper()
-	text, err := os.ReadFile(filepath.Join(b.stateDir(), "monitor.json"))
+	text, err := os.ReadFile(filepath.Join(b.gatewayDir(), "monitor.json"))
 	b.must(err)
 	var m struct{ PID int }
 	b.must(json.Unmarshal(text, &m))
@@ -610,7 +618,7 @@ func (b *box) await(what string, wanted func(line) bool) line {
 
 // control speaks to the gateway as an operator does.
 func (b *box) control() *http.Client {
-	socket := filepath.Join(b.stateDir(), "control.sock")
+	socket := filepath.Join(b.gatewayDir(), "control.sock")
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}

@@ -291,7 +291,7 @@ func TestEscapePositiveControlOfSeccomp(t *testing.T) {
 func TestStateIsClosedToOthers(t *testing.T) {
 	b := newBox(t)
 	b.up()
-	for _, path := range []string{b.stateDir(), b.auditFile(), filepath.Join(b.stateDir(), "control.sock"), filepath.Join(b.stateDir(), "runtime.sock"), filepath.Join(b.stateDir(), "sandbox.json")} {
+	for _, path := range []string{b.stateDir(), b.auditFile(), filepath.Join(b.gatewayDir(), "control.sock"), filepath.Join(b.gatewayDir(), "runtime.sock"), filepath.Join(b.stateDir(), "sandbox.json")} {
 		var st unix.Stat_t
 		b.must(unix.Lstat(path, &st))
 		if st.Mode&0o077 != 0 || st.Uid != 0 {

@@ -167,7 +167,7 @@ func TestLaw9GatewayIsOutOfReach(t *testing.T) {
 	b.wantOpen(main, "0 1 2")
 	for _, k := range []*talk{main, b.exec(), b.exec("--user", "1000")} {
 		for _, file := range []string{
-			filepath.Join(b.stateDir(), "control.sock"), filepath.Join(b.stateDir(), "runtime.sock"), filepath.Join(b.stateDir(), "sandbox.json"),
+			filepath.Join(b.gatewayDir(), "control.sock"), filepath.Join(b.gatewayDir(), "runtime.sock"), filepath.Join(b.stateDir(), "sandbox.json"),
 			b.auditFile(), b.path("policy.yaml"), filepath.Join(b.bin, "nemoclaw"),
 		} {
 			k.want("ENOENT", "stat "+file)

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,6 +96,7 @@ func (r *Runtime) Run(id string, o RunOptions) (int, error) {
 // newborn is a container between the steps of its creation.
 type newborn struct {
 	id      string
+	root    string // the runtime's
 	dir     string // state directory
 	spec    *oci.Spec
 	chosen  *Chosen
@@ -107,6 +109,8 @@ type newborn struct {
 	seal    *seal
 	gateway chan attached
 	inner   *os.File // nil until known
+	joins   string   // the state directory of the gateway that serves inner already; empty: none does
+	log     string   // the audit log
 }
 
 // attached is how bringing up the gateway ended.
@@ -117,7 +121,7 @@ type attached struct {
 
 // create is the whole of DESIGN's create. Whatever fails, nothing is left.
 func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, err error) {
-	n := &newborn{id: id, dir: r.Dir(id)}
+	n := &newborn{id: id, root: r.Root, dir: r.Dir(id)}
 	var undo undoing
 	defer func() {
 		if err != nil {
@@ -168,7 +172,7 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 		}
 		defer n.seal.Close()
 		n.seal.wrap(n.process)
-		if n.inner != nil {
+		if n.inner != nil && n.joins == "" {
 			n.bring(r)
 		}
 	}
@@ -273,7 +277,7 @@ func (r *Runtime) joinNamespace(n *newborn) (err error) {
 	userns := slices.ContainsFunc(n.spec.Linux.Namespaces, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.UserNamespace })
 	switch {
 	case ns.Path != "":
-		if n.inner, err = takeOver(ns.Path); err != nil {
+		if err := n.takeOver(ns.Path, r.Settings.RunDir); err != nil {
 			return err
 		}
 	case userns:
@@ -289,26 +293,32 @@ func (r *Runtime) joinNamespace(n *newborn) (err error) {
 	return nil
 }
 
-// takeOver opens a network namespace that exists, if nobody lives in it: what a
-// program already has open there would be outside the gateway.
-func takeOver(path string) (*os.File, error) {
+// takeOver opens a network namespace that exists, if nobody lives in it or if
+// our gateway serves it already: what a program has open there is outside of
+// every other gateway.
+func (n *newborn) takeOver(path, runDir string) error {
 	ns, err := hooks.OpenNetns(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use network namespace %s: %s", path, hideENOENT(err))
+		return fmt.Errorf("cannot use network namespace %s: %s", path, hideENOENT(err))
 	}
-	var pid int
-	if err = notHost(ns); err == nil {
-		pid, err = hooks.Inhabitant(ns)
+	n.inner = ns // closed with n
+	if err := notHost(ns); err != nil {
+		return err
 	}
-	if err == nil && pid != 0 {
-		err = &hinted{fmt.Errorf("cannot take over network namespace %s: process %d lives in it", path, pid),
-			"a container shares a namespace only with none so far; give it one of its own"}
+	gateway, attach, err := hooks.FindGateway(runDir, ns)
+	if err == nil {
+		n.joins, n.log = gateway, attach.AuditLog
+		return nil
 	}
-	if err != nil {
-		ns.Close()
-		return nil, err
+	if !errors.Is(err, hooks.ErrNoGateway) {
+		return fmt.Errorf("cannot join network namespace %s: %s", path, hideENOENT(err))
 	}
-	return ns, nil
+	pid, perr := hooks.Inhabitant(ns)
+	if perr == nil && pid != 0 {
+		perr = &hinted{fmt.Errorf("cannot join network namespace %s: process %d lives in it, and %w", path, pid, err),
+			"the container that the namespace belongs to must be one of nemoclaw's, with the same rules"}
+	}
+	return perr
 }
 
 // notHost refuses the namespace that we run in ourselves, which is the engine's.
@@ -444,7 +454,7 @@ func (n *newborn) confine(r *Runtime, bundle string, program []string) error {
 	box := &control.Sandbox{
 		ID: n.id, Root: r.Root, Bundle: bundle, Created: time.Now().UTC(), Status: "created", InitPID: pid,
 		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, PolicyDigest: n.chosen.Digest, Policy: string(n.chosen.Source),
-		AuditLog: r.auditLog(n.id),
+		AuditLog: cmp.Or(n.log, r.auditLog(n.id)),
 	}
 	if box.InitStart, err = control.StartTime(pid); err != nil {
 		n.abort()
@@ -533,6 +543,16 @@ func hostUser(ctr *libcontainer.Container, p *oci.Process) (uid, gid int, err er
 // commit waits for the gateway, moves the cable that the engine has plugged in
 // by now, and makes the gateway the container's.
 func (n *newborn) commit(pid int, notes []string) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		n.abort()
+		return fmt.Errorf("cannot hold the container's init: pidfd_open: %w", err)
+	}
+	init := os.NewFile(uintptr(pidfd), "init")
+	defer init.Close()
+	if n.joins != "" {
+		return n.join(pid, init, notes)
+	}
 	a := <-n.gateway
 	n.gateway = nil
 	if a.err != nil {
@@ -542,17 +562,24 @@ func (n *newborn) commit(pid int, notes []string) error {
 		a.gateway.Abort()
 		return err
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return fail(fmt.Errorf("cannot hold the container's init: pidfd_open: %w", err))
-	}
-	init := os.NewFile(uintptr(pidfd), "init")
-	defer init.Close()
 	if _, err := hooks.Connect(n.dir, n.inner, n.chosen.Network.Uplink, n.chosen.Network.Ingress); err != nil {
 		return fail(fmt.Errorf("cannot move the container's network interfaces: %w", err))
 	}
 	if err := a.gateway.Commit(pid, init, n.seal.ruleset, notes); err != nil {
 		return fail(err)
+	}
+	return nil
+}
+
+// join puts the container behind the gateway that serves its namespace.
+func (n *newborn) join(pid int, init *os.File, notes []string) error {
+	err := hooks.Join(n.dir, n.joins, &control.Join{
+		Box: control.Box{ID: n.id, Root: n.root}, InitPID: pid,
+		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
+		Notes: append(slices.Clone(n.notes), notes...),
+	}, n.inner, init, n.seal.ruleset)
+	if err != nil {
+		return &hinted{err, "containers that share a network namespace need policies with the same egress and network"}
 	}
 	return nil
 }

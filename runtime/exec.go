@@ -119,7 +119,7 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 	if err != nil {
 		return err
 	}
-	ruleset, err := hooks.Ruleset(r.Dir(id))
+	ruleset, err := hooks.Ruleset(r.Dir(id), r.box(id))
 	if err != nil {
 		return &hinted{fmt.Errorf("cannot exec in container %s: landlock: its rules are not to be had: %s", id, hideENOENT(err)),
 			"its gateway has ended; everything it does is refused. Restart the container"}

@@ -40,6 +40,9 @@ type confined struct {
 // Dir is the state directory of container id.
 func (r *Runtime) Dir(id string) string { return control.Dir(r.Settings.RunDir, r.Root, id) }
 
+// box names container id to its gateway.
+func (r *Runtime) box(id string) control.Box { return control.Box{ID: id, Root: r.Root} }
+
 // Load returns the container id.
 func (r *Runtime) Load(id string) (*libcontainer.Container, error) {
 	if id == "" {
@@ -195,10 +198,11 @@ func removeCgroups(dir string) {
 	}
 }
 
-// forget ends the gateway and removes the state directory; the audit log stays.
+// forget ends the gateway, unless others are behind it, and removes the state
+// directory; the audit log stays.
 func (r *Runtime) forget(id string) error {
 	dir := r.Dir(id)
-	if err := hooks.Stop(dir); err != nil {
+	if err := hooks.Leave(dir, r.box(id)); err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)

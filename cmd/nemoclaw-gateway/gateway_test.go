@@ -62,6 +62,9 @@ const policySource = `egress:
       port: 443
 `
 
+// box is the container of it.
+var box = control.Box{ID: "web", Root: "/run/engine"}
+
 // gateway is a real one, for a namespace of the test's.
 type gateway struct {
 	*testing.T
@@ -91,7 +94,7 @@ func start(t *testing.T) *gateway {
 	self, err := os.Executable()
 	g.must(err)
 	t.Cleanup(func() {
-		if err := hooks.Stop(g.dir); err != nil {
+		if err := hooks.Leave(g.dir, box); err != nil {
 			t.Error(err)
 		}
 	})
@@ -126,7 +129,7 @@ func (g *gateway) must(err error) {
 
 func (g *gateway) monitor() int {
 	g.Helper()
-	m, err := control.ReadMonitor(g.dir)
+	m, err := control.ReadMonitor(control.Gateway(g.dir))
 	g.must(err)
 	return m.PID
 }
@@ -182,7 +185,7 @@ func TestGateway(t *testing.T) {
 	}
 
 	// exec gets the ruleset that commit handed in.
-	ruleset, err := hooks.Ruleset(g.dir)
+	ruleset, err := hooks.Ruleset(g.dir, box)
 	g.must(err)
 	defer ruleset.Close()
 	if fi, err := ruleset.Stat(); err != nil || fi.Name() == "" || fi.Mode()&os.ModeCharDevice == 0 {
@@ -234,7 +237,7 @@ func statusField(status []byte, name string) string {
 // delete ends a gateway whose init still lives, and the chain is closed.
 func TestStop(t *testing.T) {
 	g := start(t)
-	g.must(hooks.Stop(g.dir))
+	g.must(hooks.Leave(g.dir, box))
 	rep, err := audit.VerifyFile(g.log)
 	g.must(err)
 	if len(rep.Faults) > 0 || rep.Open {

@@ -25,7 +25,7 @@ func (s *sandbox) client() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			return control.Dial("unix", s.dir, control.ControlSocket)
+			return control.Dial("unix", control.Gateway(s.dir), control.ControlSocket)
 		},
 	}}
 }

@@ -96,7 +96,10 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	id, root := args[0], ts.MkAbs("root")
 	dir := control.Dir(ts.MkAbs("run"), root, id)
+	gateway := dir + ".net"
 	ts.Check(os.MkdirAll(dir, 0o700))
+	ts.Check(os.Mkdir(gateway, 0o700))
+	ts.Check(os.Symlink(gateway, control.Gateway(dir)))
 	attach := control.Attach{ID: id, Root: root, PolicyName: "built-in", Policy: []byte("egress:\n  rules: []\n"), AuditLog: ts.MkAbs("log/" + id + ".jsonl")}
 	if args[1] != "built-in" {
 		attach.PolicyName, attach.PolicyFile = "default", ts.MkAbs(args[1])
@@ -117,7 +120,7 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	conn, err := control.FromFile(theirs)
 	ts.Check(err)
-	m := &monitor.Monitor{Dir: dir, Worker: []string{"/proc/self/exe", "worker"}, Listen: listen}
+	m := &monitor.Monitor{Dir: gateway, Worker: []string{"/proc/self/exe", "worker"}, Listen: listen}
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(context.Background(), conn, nil) }()
 	ts.Defer(func() {
@@ -132,7 +135,7 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
 	ask(ts, ours, control.ToMonitor{Commit: &control.Commit{InitPID: init.Process.Pid}}, f)
-	runtime, err := control.DialRuntime(dir)
+	runtime, err := control.DialRuntime(gateway)
 	ts.Check(err)
 	defer runtime.Close()
 	ask(ts, runtime, control.ToMonitor{Started: &control.Started{Links: []string{"eth0"}}})
@@ -156,7 +159,7 @@ func awaitLine(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	dir, _, err := control.Find(ts.MkAbs("run"), args[0])
 	ts.Check(err)
-	c, err := control.Dial("unix", dir, control.ControlSocket)
+	c, err := control.Dial("unix", control.Gateway(dir), control.ControlSocket)
 	ts.Check(err)
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(20 * time.Second))

@@ -118,12 +118,19 @@ type Actor struct {
 // Process is a program in the sandbox. Its name and arguments are its own
 // claim; the file is the kernel's word.
 type Process struct {
-	PID      int        `json:"pid"`
-	Name     string     `json:"name,omitempty"`
-	File     *File      `json:"file,omitempty"`
-	Args     string     `json:"cmd_line,omitempty"`
-	User     *User      `json:"user,omitempty"`
-	Ancestry []Ancestor `json:"ancestry,omitempty"` // nearest first
+	PID  int    `json:"pid"`
+	Name string `json:"name,omitempty"`
+	File *File  `json:"file,omitempty"`
+	Args string `json:"cmd_line,omitempty"`
+	User *User  `json:"user,omitempty"`
+	// Container is which one it lives in, of those behind the gateway.
+	Container *Container `json:"container,omitempty"`
+	Ancestry  []Ancestor `json:"ancestry,omitempty"` // nearest first
+}
+
+// Container is one behind a gateway (OCSF's container profile).
+type Container struct {
+	UID string `json:"uid"`
 }
 
 // File is an executable.
@@ -175,6 +182,8 @@ const (
 	KindFault     = "fault"     // a policy file that is not
 	KindDecision  = "decision"  // an operator's
 	KindWorker    = "worker"    // the gateway's worker ended or came back
+	KindJoined    = "joined"    // one more container lives behind the gateway
+	KindLeft      = "left"      // one less, and not the last
 	KindEnd       = "end"       // the last line of a sandbox
 )
 

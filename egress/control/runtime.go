@@ -14,16 +14,21 @@ package control
 // If create goes away before commit, the monitor undoes what it did and ends.
 // Later ones are on runtime.sock, one request each:
 //
+//	join{…} + the namespace, init's pidfd, the ruleset
+//	           ──▶  ok: one more container lives behind the gateway | fault{text}
 //	started{}  ──▶  ok once the worker decides connections | fault{text}
 //	ruleset{}  ──▶  ok + the container's filled Landlock ruleset | fault{text}
+//	leave{}    ──▶  ok, others: how many containers the gateway still has
 //
-// delete sends SIGTERM through a pidfd; the monitor closes the audit log's
-// chain and ends.
+// The delete of the last container sends SIGTERM through a pidfd; the monitor
+// closes the audit log's chain and ends.
 
 // ToMonitor is a request of the runtime; exactly one field is set.
 type ToMonitor struct {
 	Attach  *Attach  `json:"attach,omitempty"`
 	Commit  *Commit  `json:"commit,omitempty"`
+	Join    *Join    `json:"join,omitempty"`
+	Leave   *Leave   `json:"leave,omitempty"`
 	Started *Started `json:"started,omitempty"`
 	Ruleset *Ruleset `json:"ruleset,omitempty"`
 }
@@ -47,6 +52,28 @@ type Attach struct {
 	Notes []string `json:"notes,omitempty"`
 }
 
+// Box names a container: ids are unique only within a root.
+type Box struct {
+	ID   string `json:"id"`
+	Root string `json:"root"`
+}
+
+// Join puts one more container behind a gateway, in the namespace that it
+// serves. The container must have the same rules of egress and network.
+// Descriptors: the network namespace, init's pidfd, then the filled Landlock
+// ruleset, which may be missing.
+type Join struct {
+	Box
+	InitPID    int      `json:"init_pid"` // in the monitor's pid namespace
+	PolicyName string   `json:"policy_name"`
+	PolicyFile string   `json:"policy_file"`
+	Policy     []byte   `json:"policy"`
+	Notes      []string `json:"notes,omitempty"`
+}
+
+// Leave says that a container has ended.
+type Leave struct{ Box }
+
 // Commit makes an attached monitor the container's. Descriptors: init's
 // pidfd, then the filled Landlock ruleset; the ruleset is missing where the
 // policy has no layer 1.
@@ -62,10 +89,11 @@ type Started struct {
 	Links []string `json:"links"`
 }
 
-// Ruleset asks for the container's filled ruleset.
-type Ruleset struct{}
+// Ruleset asks for a container's filled ruleset.
+type Ruleset struct{ Box }
 
 // FromMonitor answers; Fault is empty unless the request failed.
 type FromMonitor struct {
-	Fault string `json:"fault,omitempty"`
+	Fault  string `json:"fault,omitempty"`
+	Others int    `json:"others,omitempty"` // of Leave: containers that the gateway still has
 }

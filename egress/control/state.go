@@ -14,9 +14,17 @@ import (
 	"time"
 )
 
-// The files of a sandbox's state directory, <run_dir>/<id>.<hash of root>.
+// The files of a container's state directory, <run_dir>/<id>.<hash of root>.
 const (
-	SandboxFile   = "sandbox.json" // Sandbox; written by nemoclaw, renamed into place
+	SandboxFile = "sandbox.json" // Sandbox; written by nemoclaw, renamed into place
+	GatewayLink = "gateway"      // symbolic link to the directory of the gateway that the container is behind
+)
+
+// The files of a gateway's state directory, which is named for the container
+// that brought it up and for the namespace that it serves (GatewayDir), and
+// lives as long as any container behind it.
+const (
+	AttachFile    = "attach.json"  // Attach; written by the first monitor
 	MonitorFile   = "monitor.json" // Monitor; written by the monitor once it can be signalled
 	RuntimeSocket = "runtime.sock" // SOCK_SEQPACKET, runtime.go
 	ControlSocket = "control.sock" // HTTP, operator.go
@@ -74,6 +82,51 @@ func Dir(runDir, root, id string) string {
 	return filepath.Join(runDir, id+"."+hex.EncodeToString(sum[:4]))
 }
 
+// Gateway is the state directory of the gateway that the container of dir is
+// behind.
+func Gateway(dir string) string { return filepath.Join(dir, GatewayLink) }
+
+// gatewayMark stands between a container's directory and the number of its
+// namespace in the name of a gateway's directory.
+const gatewayMark = ".net"
+
+// GatewayDir returns the state directory of the gateway that the container of
+// dir brings up for the network namespace whose inode is netns. While the
+// namespace lives no other has that number: it is the index by which those who
+// join it find the gateway.
+func GatewayDir(dir string, netns uint64) string {
+	return dir + gatewayMark + strconv.FormatUint(netns, 10)
+}
+
+// GatewayDirs returns the directories below runDir of gateways for the network
+// namespace whose inode is netns. All but one are left over from namespaces
+// that had the number before.
+func GatewayDirs(runDir string, netns uint64) ([]string, error) {
+	entries, err := os.ReadDir(runDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot list gateways: %w", err)
+	}
+	var found []string
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), gatewayMark+strconv.FormatUint(netns, 10)) {
+			found = append(found, filepath.Join(runDir, e.Name()))
+		}
+	}
+	return found, nil
+}
+
+// ReadAttach reads what the gateway of the directory gateway was told at its
+// start.
+func ReadAttach(gateway string) (*Attach, error) {
+	a := new(Attach)
+	return a, readJSON(filepath.Join(gateway, AttachFile), a)
+}
+
+// WriteAttach keeps it, whole.
+func WriteAttach(gateway string, a *Attach) error {
+	return writeJSON(filepath.Join(gateway, AttachFile), a)
+}
+
 // ReadSandbox reads dir's Sandbox.
 func ReadSandbox(dir string) (*Sandbox, error) {
 	s := new(Sandbox)
@@ -85,18 +138,18 @@ func WriteSandbox(dir string, s *Sandbox) error {
 	return writeJSON(filepath.Join(dir, SandboxFile), s)
 }
 
-// ReadMonitor reads dir's Monitor.
+// ReadMonitor reads the Monitor of a gateway's directory.
 func ReadMonitor(dir string) (*Monitor, error) {
 	m := new(Monitor)
 	return m, readJSON(filepath.Join(dir, MonitorFile), m)
 }
 
-// WriteMonitor replaces dir's Monitor whole.
+// WriteMonitor replaces it whole.
 func WriteMonitor(dir string, m *Monitor) error {
 	return writeJSON(filepath.Join(dir, MonitorFile), m)
 }
 
-// ReadGrants reads dir's grants; none have been given if there is no file.
+// ReadGrants reads the grants of a gateway's directory; none have been given if there is no file.
 func ReadGrants(dir string) ([]Grant, error) {
 	var g []Grant
 	err := readJSON(filepath.Join(dir, GrantsFile), &g)
@@ -106,7 +159,7 @@ func ReadGrants(dir string) ([]Grant, error) {
 	return g, err
 }
 
-// WriteGrants replaces dir's grants whole.
+// WriteGrants replaces them whole.
 func WriteGrants(dir string, g []Grant) error {
 	return writeJSON(filepath.Join(dir, GrantsFile), g)
 }

@@ -76,7 +76,8 @@ type Process struct {
 	// empty: it is the one. A rule that names programs is not satisfied by an
 	// owner of whom one is not sure.
 	Unsure    string   `json:"unsure,omitempty"`
-	PID       int      `json:"pid"` // in the host's pid namespace
+	PID       int      `json:"pid"`                 // in the host's pid namespace
+	Container string   `json:"container,omitempty"` // id, of those behind the gateway; empty: none of them
 	Name      string   `json:"name"`
 	Exe       string   `json:"exe"`
 	UID       uint32   `json:"uid"`

@@ -66,6 +66,8 @@ type Monitor struct {
 	cgroup    *cgroup
 	follow    follower
 
+	members members
+
 	changes sync.Mutex    // one change of the rules at a time, to its end
 	ending  chan struct{} // closed when the sandbox ends: no change is waited for
 
@@ -76,18 +78,17 @@ type Monitor struct {
 	allowed  uint64
 	refused  uint64
 	notes    []string
-	ruleset  *os.File
-	initPID  int
 	stopping bool
 }
 
-// Run attaches to a sandbox as creator asks, and serves it until init ends,
-// creator goes away before its commit, or ctx is done. A receive from reload
-// reads the policy file again.
+// Run attaches to a sandbox as creator asks, and serves it until the last init
+// of its containers ends, creator goes away before its commit, or ctx is done.
+// A receive from reload reads the policy file again.
 func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan os.Signal) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m.ending = make(chan struct{})
+	m.members.none = make(chan struct{})
 	defer m.release()
 	if err := m.attach(creator); err != nil {
 		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
@@ -101,21 +102,19 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 	if m.Cgroup != "" {
 		m.noteSearched(m.owners.load())
 	}
-	var init *os.File
 	if err == nil {
-		init, err = m.awaitCommit(ctx, creator)
+		err = m.awaitCommit(ctx, creator)
 	}
 	creator.Close()
 	switch {
 	case err == nil:
 		later := time.AfterFunc(cgroupDelay, m.moveOut)
-		err = waitExit(ctx, init)
+		abandoned := m.awaitMembers(ctx)
 		later.Stop()
 		m.follow.end()
-		if err == nil {
+		if abandoned {
 			m.unplug()
 		}
-		err = nil
 	case ctx.Err() != nil:
 		err = nil
 	default:
@@ -157,8 +156,10 @@ func (m *Monitor) attach(creator *control.Conn) error {
 	}
 	if m.owners, err = newOwners(m.inner); err != nil {
 		m.note("connections are recorded without their process: " + err.Error())
+	} else {
+		m.owners.whose = m.members.whose
 	}
-	return nil
+	return control.WriteAttach(m.Dir, &m.attached)
 }
 
 // announce tells delete how to signal this process.
@@ -245,57 +246,53 @@ type tasks struct {
 	runtime    func() // ends the runtime socket
 }
 
-// awaitCommit waits for the creator to make the container this monitor's, and
-// returns init's pidfd.
-func (m *Monitor) awaitCommit(ctx context.Context, creator *control.Conn) (*os.File, error) {
+// awaitCommit waits for the creator to make the first container this
+// monitor's.
+func (m *Monitor) awaitCommit(ctx context.Context, creator *control.Conn) error {
 	stop := context.AfterFunc(ctx, func() { creator.Close() })
 	defer stop()
 	var req control.ToMonitor
 	files, err := creator.Recv(&req)
 	if errors.Is(err, io.EOF) {
-		return nil, errors.New("cannot serve: the creator went away before its commit")
+		return errors.New("cannot serve: the creator went away before its commit")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot serve: %w", err)
+		return fmt.Errorf("cannot serve: %w", err)
 	}
 	if req.Commit == nil || len(files) < 1 || len(files) > 2 {
+		err = errors.New("cannot commit: the creator did not hand in init")
+	} else {
+		err = m.commit(req.Commit, files)
+	}
+	if err != nil {
 		control.CloseAll(files)
-		err := errors.New("cannot commit: the creator did not hand in init")
 		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
-		return nil, err
+		return err
 	}
-	if err := m.commit(req.Commit, files); err != nil {
-		control.CloseAll(files)
-		_ = creator.Send(control.FromMonitor{Fault: err.Error()})
-		return nil, err
-	}
-	if err := creator.Send(control.FromMonitor{}); err != nil {
-		files[0].Close()
-		return nil, err
-	}
-	return files[0], nil
+	return creator.Send(control.FromMonitor{})
 }
 
 func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
-	var lines []audit.Entry
-	for _, n := range c.Notes {
-		lines = append(lines, m.change(audit.KindNote, n))
+	if err := m.noteAll(m.attached.ID, c.Notes); err != nil {
+		return err
 	}
-	if len(lines) > 0 {
-		if err := m.log.Append(lines...); err != nil {
-			return err
-		}
-	}
-	if m.Cgroup != "" {
-		m.noteSearched(m.owners.watch(m.Cgroup, c.InitPID))
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.initPID = c.InitPID
+	first := &member{Box: control.Box{ID: m.attached.ID, Root: m.attached.Root}, pid: c.InitPID, pidfd: files[0]}
 	if len(files) == 2 {
-		m.ruleset = files[1]
+		first.ruleset = files[1]
 	}
-	return nil
+	return m.enter(first)
+}
+
+// noteAll writes notes about the container id.
+func (m *Monitor) noteAll(id string, notes []string) error {
+	if len(notes) == 0 {
+		return nil
+	}
+	var lines []audit.Entry
+	for _, n := range notes {
+		lines = append(lines, audit.NewChange(id, audit.KindNote, clip(n, maxText)))
+	}
+	return m.log.Append(lines...)
 }
 
 // noteSearched says why the owners of connections are searched for, by which one
@@ -343,7 +340,8 @@ func (m *Monitor) end(t *tasks, cancel context.CancelFunc) {
 // release closes what is open, whatever became of it.
 func (m *Monitor) release() {
 	control.CloseAll(m.listeners)
-	control.CloseAll([]*os.File{m.inner, m.uplink, m.names, m.ruleset})
+	control.CloseAll([]*os.File{m.inner, m.uplink, m.names})
+	m.members.close()
 	m.owners.close()
 	if m.log != nil {
 		m.log.Close()
@@ -383,38 +381,5 @@ func (m *Monitor) moveOut() {
 	}
 	if err != nil {
 		m.notes = append(m.notes, err.Error())
-	}
-}
-
-// waitExit waits until the process of a pidfd has ended (pidfd_open(2): it
-// becomes readable, Linux 5.3), or ctx is done.
-func waitExit(ctx context.Context, pidfd *os.File) error {
-	defer pidfd.Close()
-	cancelled, wake, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer cancelled.Close()
-	stop := context.AfterFunc(ctx, func() { wake.Close() })
-	defer func() {
-		if stop() {
-			wake.Close()
-		}
-	}()
-	fds := []unix.PollFd{
-		{Fd: int32(pidfd.Fd()), Events: unix.POLLIN},
-		{Fd: int32(cancelled.Fd()), Events: unix.POLLIN},
-	}
-	for {
-		_, err := unix.Poll(fds, -1)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return fmt.Errorf("cannot wait for init: %w", err)
-		case fds[0].Revents != 0:
-			return nil
-		case fds[1].Revents != 0:
-			return ctx.Err()
-		}
 	}
 }

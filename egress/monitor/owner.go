@@ -61,6 +61,9 @@ func (m *Monitor) answerQuestions(conn *control.Conn) chan<- question {
 // a hook that saw it connect, or else by looking for who holds the socket.
 type owners struct {
 	inner string // the namespace, as /proc/PID/ns/net reads
+	// whose tells the id of the container that a process is part of; nil: there
+	// is none but one.
+	whose func(pid int) string
 
 	mu    sync.Mutex // guards what follows
 	diag  *diag
@@ -213,6 +216,9 @@ func as(p *control.Process, uid uint32, unsure string) *control.Process {
 // read reads what is known of a process by itself.
 func (o *owners) read(pid int, st stat) *control.Process {
 	p := &control.Process{PID: pid, Name: st.name, Exe: exe(pid), Args: args(pid)}
+	if o.whose != nil {
+		p.Container = o.whose(pid)
+	}
 	for kin := st.ppid; kin > 0 && len(p.Ancestors) < maxKin && o.inside(kin); {
 		p.Ancestors = append(p.Ancestors, exe(kin))
 		parent, err := readStat(kin)

@@ -50,7 +50,7 @@ func (p *pendings) add(r *control.Record, now time.Time) {
 // brief is what an operator needs to know of a process, in bounds: the list is
 // kept, and what is in it comes from the worker.
 func brief(p *control.Process) *control.Process {
-	b := &control.Process{PID: p.PID, Name: clip(p.Name, maxHost), Exe: clip(p.Exe, maxText), UID: p.UID, Unsure: clip(p.Unsure, maxText)}
+	b := &control.Process{PID: p.PID, Container: clip(p.Container, maxHost), Name: clip(p.Name, maxHost), Exe: clip(p.Exe, maxText), UID: p.UID, Unsure: clip(p.Unsure, maxText)}
 	for _, exe := range p.Ancestors[:min(len(p.Ancestors), maxKin)] {
 		b.Ancestors = append(b.Ancestors, clip(exe, maxHost))
 	}

@@ -168,6 +168,9 @@ func actor(p *control.Process) *audit.Actor {
 		Args: clip(strings.Join(p.Args, " "), maxArgs),
 		User: &audit.User{UID: strconv.FormatUint(uint64(p.UID), 10)},
 	}}
+	if p.Container != "" {
+		a.Process.Container = &audit.Container{UID: clip(p.Container, maxHost)}
+	}
 	if p.Exe != "" {
 		a.Process.File = &audit.File{Path: clip(p.Exe, maxText)}
 	}

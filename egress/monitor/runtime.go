@@ -39,16 +39,29 @@ func (m *Monitor) answer(conn *control.Conn) {
 	defer conn.Close()
 	var req control.ToMonitor
 	files, err := conn.Recv(&req)
-	control.CloseAll(files)
 	if err != nil {
 		return
 	}
+	if req.Join != nil {
+		if err = m.join(req.Join, files); err == nil {
+			files = nil // the member's
+		}
+	}
+	control.CloseAll(files)
+	var answer control.FromMonitor
 	var reply []*os.File
 	switch {
+	case req.Join != nil:
+	case req.Leave != nil:
+		answer.Others = m.leave(req.Leave.Box)
 	case req.Started != nil:
 		err = m.started(req.Started)
 	case req.Ruleset != nil:
-		reply, err = m.filledRuleset()
+		var ruleset *os.File
+		if ruleset, err = m.members.ruleset(req.Ruleset.Box); err == nil {
+			defer ruleset.Close()
+			reply = []*os.File{ruleset}
+		}
 	default:
 		err = errors.New("cannot answer: the request is none that this gateway knows")
 	}
@@ -56,7 +69,7 @@ func (m *Monitor) answer(conn *control.Conn) {
 		_ = conn.Send(control.FromMonitor{Fault: err.Error()})
 		return
 	}
-	_ = conn.Send(control.FromMonitor{}, reply...)
+	_ = conn.Send(answer, reply...)
 }
 
 // started is answered once the worker decides by rules that know the uplink.
@@ -73,13 +86,4 @@ func (m *Monitor) started(s *control.Started) error {
 	}
 	m.follow.begin(m)
 	return nil
-}
-
-func (m *Monitor) filledRuleset() ([]*os.File, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.ruleset == nil {
-		return nil, errors.New("cannot hand out the ruleset: this gateway holds none")
-	}
-	return []*os.File{m.ruleset}, nil
 }

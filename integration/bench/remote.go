@@ -104,7 +104,7 @@ type gateway struct{ monitor, worker int }
 
 // gatewayOf finds the gateway of nemoclaw's container id.
 func gatewayOf(c contestant, id string) (gateway, error) {
-	m, err := control.ReadMonitor(control.Dir("/run/nemoclaw", c.argv[2], id))
+	m, err := control.ReadMonitor(control.Gateway(control.Dir("/run/nemoclaw", c.argv[2], id)))
 	if err != nil {
 		return gateway{}, err
 	}
