@@ -17,7 +17,7 @@ var ErrNoGateway = errors.New("it has no gateway of nemoclaw's")
 
 // FindGateway returns the state directory, below runDir, of the gateway that
 // serves the network namespace inner, and what it was told at its start. The
-// directory's name is only where to look: the monitor must live and the fence
+// directory's name is only where to look: the monitor must answer, the fence
 // must stand, and the monitor compares the namespace itself (Join).
 func FindGateway(runDir string, inner *os.File) (string, *control.Attach, error) {
 	ino, err := inode(inner)
@@ -29,8 +29,10 @@ func FindGateway(runDir string, inner *os.File) (string, *control.Attach, error)
 		return "", nil, err
 	}
 	for _, dir := range dirs {
-		if !MonitorLives(dir) {
-			continue
+		if conn, err := control.DialRuntime(dir); err != nil {
+			continue // left over
+		} else {
+			conn.Close()
 		}
 		attach, err := control.ReadAttach(dir)
 		if err != nil {
@@ -42,16 +44,6 @@ func FindGateway(runDir string, inner *os.File) (string, *control.Attach, error)
 		return dir, attach, nil
 	}
 	return "", nil, ErrNoGateway
-}
-
-// MonitorLives reports whether the monitor of a gateway's directory still runs.
-func MonitorLives(gateway string) bool {
-	m, err := control.ReadMonitor(gateway)
-	if err != nil {
-		return false
-	}
-	start, err := control.StartTime(m.PID)
-	return err == nil && start == m.Start
 }
 
 // fenced says how the fence of inner differs from what Fence makes.

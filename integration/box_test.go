@@ -120,6 +120,7 @@ type box struct {
 	bin   string   // directory of the programs under test
 	flags []string // global flags of the runtime
 	deny  string   // see denyEnv
+	pod   bool     // its state and logs are another box's too
 	// runtime is another runtime's program; empty: nemoclaw.
 	runtime string
 	// patience is how long a command may take; 0: patience.
@@ -172,7 +173,12 @@ func (b *box) must(err error) {
 func (b *box) settings(more string) {
 	b.t.Helper()
 	var text strings.Builder
-	for _, kv := range [][2]string{{"run_dir", b.path("run")}, {"log_dir", b.path("log")}, {"policy_dir", b.path("policies")}, {"policy", b.path("policy.yaml")}} {
+	real := func(name string) string { // another box's, where it shares them
+		dir, err := filepath.EvalSymlinks(b.path(name))
+		b.must(err)
+		return dir
+	}
+	for _, kv := range [][2]string{{"run_dir", real("run")}, {"log_dir", real("log")}, {"policy_dir", b.path("policies")}, {"policy", b.path("policy.yaml")}} {
 		if !strings.HasPrefix(more, kv[0]+":") {
 			fmt.Fprintf(&text, "%s: %s\n", kv[0], kv[1])
 		}
@@ -562,7 +568,12 @@ type line struct {
 		Hostname, IP string
 		Port         int
 	} `json:"dst_endpoint"`
-	Rule struct{ Name string } `json:"firewall_rule"`
+	Rule  struct{ Name string } `json:"firewall_rule"`
+	Actor struct {
+		Process struct {
+			Container struct{ UID string }
+		}
+	}
 	More struct {
 		Verdict, Reason, Detail, Kind, Prev string
 		Generation                          int
@@ -674,6 +685,9 @@ func (b *box) leftovers() (left []string) {
 		reap(pid) // first all that have ended: an init waits for its zombies
 	}
 	for _, pid := range children(os.Getpid()) {
+		if b.pod {
+			break // the other box looks for them
+		}
 		if name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); !endsSoon(pid) {
 			left = append(left, fmt.Sprintf("process %d: %q", pid, name))
 		}
@@ -697,6 +711,9 @@ func (b *box) leftovers() (left []string) {
 	for _, dir := range []string{"run", "root"} {
 		entries, _ := os.ReadDir(b.path(dir))
 		for _, e := range entries {
+			if b.pod && !strings.HasPrefix(e.Name(), b.id+".") {
+				continue
+			}
 			left = append(left, "state "+b.path(dir)+"/"+e.Name())
 		}
 	}

@@ -102,6 +102,7 @@ type newborn struct {
 	chosen  *Chosen
 	host    specs.Host
 	filter  []unix.SockFilter
+	scopes  uint64 // of Landlock
 	notes   []string
 	ctr     *libcontainer.Container
 	process *libcontainer.Process
@@ -163,7 +164,7 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	n.process.Init = true
 	program := n.spec.Process.Args
 	if !n.chosen.Unconfined {
-		ruleset, err := newRuleset(n.host.LandlockABI, n.scopes())
+		ruleset, err := newRuleset(n.host.LandlockABI, n.scopes)
 		if err != nil {
 			return nil, err
 		}
@@ -230,9 +231,7 @@ func (n *newborn) edit(r *Runtime) (err error) {
 	if n.chosen.Landlock.BestEffort && n.host.LandlockABI < landlock.MinABI {
 		n.notes = append(n.notes, fmt.Sprintf("landlock: best effort: this kernel has ABI %d, files can be emptied by truncate(2)", n.host.LandlockABI))
 	}
-	if n.scopes() != 0 {
-		n.notes = append(n.notes, "landlock: the pid namespace is shared, signals reach only the program's own children")
-	}
+	n.scope()
 	for _, c := range n.chosen.Seccomp.Allow {
 		n.notes = append(n.notes, fmt.Sprintf("seccomp: the policy allows %s", c.Name))
 	}
@@ -240,12 +239,19 @@ func (n *newborn) edit(r *Runtime) (err error) {
 	return err
 }
 
-// scopes keeps signals inside where the pid namespace does not.
-func (n *newborn) scopes() uint64 {
-	if !specs.SharesProcesses(n.spec) || n.host.LandlockABI < landlock.ScopeABI {
-		return 0
+// scope has Landlock keep inside what shared namespaces do not.
+func (n *newborn) scope() {
+	if n.host.LandlockABI < landlock.ScopeABI {
+		return
 	}
-	return landlock.ScopeSignal
+	if specs.SharesProcesses(n.spec) {
+		n.scopes |= landlock.ScopeSignal
+		n.notes = append(n.notes, "landlock: the pid namespace is shared, signals reach only the program's own children")
+	}
+	if specs.SharesNetwork(n.spec) {
+		n.scopes |= landlock.ScopeAbstract
+		n.notes = append(n.notes, "landlock: the network namespace may be shared, abstract sockets reach only the program's own children")
+	}
 }
 
 // Refused puts every reason on a line of its own, with the hints behind them.

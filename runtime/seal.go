@@ -42,7 +42,7 @@ type seal struct {
 	canary  *os.File // a directory that no rule can cover
 }
 
-// newRuleset makes an empty ruleset. scopes may be 0 or landlock.ScopeSignal,
+// newRuleset makes an empty ruleset. scopes are those of landlock, or 0,
 // which needs ABI 6.
 func newRuleset(abi int, scopes uint64) (*os.File, error) {
 	fd, err := ll.LandlockCreateRuleset(&ll.RulesetAttr{HandledAccessFS: uint64(landlock.Handled(abi)), Scoped: scopes}, 0)

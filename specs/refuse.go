@@ -102,6 +102,12 @@ func SharesProcesses(spec *oci.Spec) bool {
 	return !slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.PIDNamespace && n.Path == "" })
 }
 
+// SharesNetwork reports whether the container's network namespace is named by a
+// path, as those of pods are: others may live in it.
+func SharesNetwork(spec *oci.Spec) bool {
+	return slices.ContainsFunc(spec.Linux.Namespaces, func(n oci.LinuxNamespace) bool { return n.Type == oci.NetworkNamespace && n.Path != "" })
+}
+
 // kernelMounts are the file systems that a container may have besides volumes
 // and tmpfs, and below what each belongs: anywhere else its files would be
 // granted as if they were the image's.

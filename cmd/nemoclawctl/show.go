@@ -85,7 +85,11 @@ func printRows(w io.Writer, rows []row) error {
 			open, allowed, refused = strconv.Itoa(st.Open), strconv.FormatUint(st.Allowed, 10), strconv.FormatUint(st.Refused, 10)
 			faults = append(faults, alarms(st)...)
 		}
-		lines = append(lines, []string{short(r.ID), r.State, r.Policy, r.Gateway, open, allowed, refused, strconv.Itoa(r.Pending), ago(r.Created)})
+		gateway := r.Gateway
+		if r.Status != nil && r.Status.ID != r.ID {
+			gateway = "behind " + short(r.Status.ID)
+		}
+		lines = append(lines, []string{short(r.ID), r.State, r.Policy, gateway, open, allowed, refused, strconv.Itoa(r.Pending), ago(r.Created)})
 	}
 	if err := table(w, lines); err != nil {
 		return err
@@ -158,6 +162,9 @@ func printStatus(w io.Writer, s *sandbox, st *control.Status) error {
 	if st != nil {
 		for _, a := range alarms(st) {
 			fmt.Fprintln(w, loud(w, a))
+		}
+		if st.ID != s.ID {
+			rows = append(rows, []string{"shares:", "the network namespace and the gateway of " + st.ID})
 		}
 		rows = append(rows,
 			[]string{"generation:", fmt.Sprintf("%d (%.12s)", st.Generation, st.Digest)},
@@ -270,11 +277,16 @@ type attempt struct {
 func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
 	attempts := []attempt{}
 	var faults []string
+	seen := map[int]bool{} // containers of a pod have one gateway
 	for _, s := range sandboxes {
 		var st control.Status
 		var list []control.Pending
 		err := s.call("GET", "/v1/status", nil, &st)
+		if err == nil && seen[st.Monitor] {
+			continue
+		}
 		if err == nil {
+			seen[st.Monitor] = true
 			err = s.call("GET", "/v1/pending", nil, &list)
 		}
 		if err != nil {

@@ -149,13 +149,38 @@ func TestNetworks(t *testing.T) {
 			t.Error(s)
 		}
 	})
-	t.Run("another container's: refused, with a hint", func(t *testing.T) {
+	t.Run("another container's: refused, with a hint, unless it is a sandbox", func(t *testing.T) {
 		must(t, "run", "-d", "--name=lender", "busybox", "sh", "-c", idle)
 		removed(t, "lender")
 		s := docker(t, "run", "--rm", "--runtime=nemoclaw", "--network=container:lender", "busybox", "true")
-		if s.code != 125 || !strings.Contains(s.err, "lives in it") || !strings.Contains(s.err, "give it one of its own") {
+		if s.code != 125 || !strings.Contains(s.err, "lives in it") || !strings.Contains(s.err, "must be one of nemoclaw's") {
 			t.Error(s)
 		}
+	})
+	t.Run("another sandbox's: both behind one gateway, until both have ended", func(t *testing.T) {
+		first := started(t, "first", "busybox", "sh", "-c", serve)
+		second := started(t, "second", "--network=container:"+first, "busybox", "sh", "-c", idle)
+		page := func(box, url string) string { return must(t, "exec", box, "wget", "-qO-", url) }
+		if got := page(second, "http://127.0.0.1/"); got != "a page" {
+			t.Errorf("the first one's server by loopback: %q", got)
+		}
+		for _, box := range []string{first, second} {
+			if got := page(box, "http://"+plain+"/hello"); got+"\n" != theirs {
+				t.Errorf("%s got %q", box, got)
+			}
+			if s := docker(t, "exec", box, "wget", "-qO-", "http://"+later+"/hello"); s.code != 1 || !strings.Contains(s.err, "403 Forbidden") {
+				t.Errorf("%s: what is not listed: %v", box, s)
+			}
+			if log := nemoclawctl(t, "log", "--json", id(t, second)); !strings.Contains(log, `"container":{"uid":"`+id(t, box)+`"}`) {
+				t.Errorf("the log does not tell of %s:\n%s", box, log)
+			}
+		}
+		if s := docker(t, "run", "--rm", "--runtime=nemoclaw-deaf", "--network=container:"+first, "busybox", "true"); s.code == 0 || !strings.Contains(s.err, "network of policy deaf") {
+			t.Errorf("with another policy: %v", s)
+		}
+		must(t, "rm", "-f", first)
+		// Docker unplugs what was the first one's: a moment later there is no way out.
+		must(t, "exec", second, "timeout", "20", "sh", "-c", "until timeout 2 wget -qO- http://"+plain+"/hello 2>&1 | grep 403; do sleep 0.1; done")
 	})
 	must(t, "network", "create", "--subnet=172.30.7.0/24", "team")
 	t.Cleanup(func() { docker(t, "network", "rm", "team") })

@@ -20,6 +20,9 @@ import (
 // refused may take that long: refusals come at once.
 const patience = 5 * time.Second
 
+// held are the listeners of hold.
+var held sync.Map
+
 var networkVerbs = map[string]verb{
 	// dial HOST:PORT [TEXT]: connects, says TEXT, and returns the first line
 	// of the answer.
@@ -114,6 +117,24 @@ var networkVerbs = map[string]verb{
 		l, err := net.Listen("tcp", a[0])
 		if err == nil {
 			l.Close()
+		}
+		return "", err
+	},
+	// hold NETWORK ADDRESS: says hello to whoever connects, until the probe ends.
+	"hold": func(a []string) (string, error) {
+		l, err := net.Listen(a[0], a[1])
+		if err == nil {
+			held.Store(l, true)
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					io.WriteString(c, "hello\n")
+					c.Close()
+				}
+			}()
 		}
 		return "", err
 	},

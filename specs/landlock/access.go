@@ -112,12 +112,15 @@ var abis = []struct {
 // before ABI 3 a read-only file can be emptied with truncate(2).
 const MinABI = 3
 
-// ScopeSignal keeps signals within the domain: a program reaches its own
-// descendants, and neither strangers nor those of another exec. It is for
-// sandboxes that share a pid namespace (LANDLOCK_SCOPE_SIGNAL, ABI 6).
+// Scopes keep a program to its own domain: it reaches its descendants, and
+// neither strangers nor those of another exec. ScopeSignal is for sandboxes that
+// share a pid namespace, ScopeAbstract, for connections to abstract unix
+// sockets, for those that share a network namespace (LANDLOCK_SCOPE_SIGNAL and
+// LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, ABI 6).
 const (
-	ScopeSignal = 1 << 1
-	ScopeABI    = 6
+	ScopeAbstract = 1 << 0
+	ScopeSignal   = 1 << 1
+	ScopeABI      = 6
 )
 
 // Handled returns every right that the kernel's ABI can restrict; a newer ABI
