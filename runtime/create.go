@@ -514,17 +514,51 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 	if image.TopLevel, err = root.topLevel(); err != nil {
 		return nil, err
 	}
-	static := specs.StaticRules(n.spec, n.chosen.Policy, n.host)
-	rules := specs.SpareVolumes(n.chosen.Policy, image, append(static, specs.ImageRules(n.spec, n.chosen.Policy, image)...))
+	rules := specs.Rules(n.spec, n.chosen.Policy, n.host, image)
 	granted, notes, err := n.seal.grant(root, rules)
 	if err != nil {
 		return nil, err
 	}
-	if err := n.seal.finish(found, n.filter); err != nil {
+	carves, err := n.carveOut(root, pid, granted)
+	if err != nil {
 		return nil, err
 	}
-	return &confined{ABI: n.host.LandlockABI, Granted: granted, Writable: specs.Writable(static),
+	cwd := ""
+	if len(carves) > 0 {
+		if found, err = root.lookPath(&process); err != nil { // it may be hidden by now
+			return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
+		}
+		if cwd, err = root.directory(process.Cwd); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range carves {
+		if c.Listed {
+			notes = append(notes, "mounts: "+c.String())
+		}
+	}
+	if err := n.seal.finish(found, cwd, n.filter); err != nil {
+		return nil, err
+	}
+	return &confined{ABI: n.host.LandlockABI, Scopes: n.scopes(), Granted: granted, Writable: specs.Writable(rules), Carves: carves,
 		Filter: encodeFilter(n.filter), Notes: append(slices.Clone(n.notes), notes...)}, nil
+}
+
+// carveOut makes the mounts that keep the policy's lists where the rules do not.
+// It goes by what was granted under its real name.
+func (n *newborn) carveOut(root *containerRoot, pid int, granted []landlock.Granted) ([]specs.Carve, error) {
+	var rules []landlock.Rule
+	for _, g := range granted {
+		rules = append(rules, landlock.Rule{Path: g.Path, Access: g.Access})
+	}
+	if err := root.linked(n.chosen.Policy, rules); err != nil {
+		return nil, err
+	}
+	carves := specs.Carves(n.chosen.Policy, rules)
+	if len(carves) == 0 {
+		return nil, nil
+	}
+	return carves, root.carve(pid, carves)
 }
 
 func absolute(name, cwd string) string {

@@ -154,7 +154,7 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 		return err
 	}
 	s.wrap(lp)
-	return s.finish(found, filter)
+	return s.finish(found, "", filter)
 }
 
 func endExec(lp *libcontainer.Process, err error) error {

@@ -136,7 +136,7 @@ func (s *seal) grantOne(root *containerRoot, r landlock.Rule, all []landlock.Rul
 		if r.Optional || !strings.Contains(r.Why, ":") {
 			return nil, "", nil
 		}
-		return nil, "", errors.New("the image has no such file or directory there; create it in the image, or take it out of the policy")
+		return nil, "", errors.New("the image has no such file or directory there; create it in the image, or take it out of the policy (a directory below a writable one is made if its name ends in \"/\")")
 	case errors.Is(err, unix.ELOOP):
 		if r.Optional || root.coveredElsewhere(r, all) {
 			return nil, "", nil
@@ -158,6 +158,9 @@ func (s *seal) add(root *containerRoot, fd int, r landlock.Rule) (*landlock.Gran
 		if why, err := root.otherMount(fd, &st, r); err != nil || why != "" {
 			return nil, why, err
 		}
+	}
+	if r.Rdev != 0 && (unix.Mkdev(st.Rdev_major, st.Rdev_minor) != r.Rdev || st.Mode&unix.S_IFMT != unix.S_IFCHR && st.Mode&unix.S_IFMT != unix.S_IFBLK) {
+		return nil, "another device was found there, which it does not grant", nil
 	}
 	access := r.Access & landlock.Handled(s.abi)
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -191,7 +194,7 @@ func (root *containerRoot) otherMount(fd int, st *unix.Statx_t, r landlock.Rule)
 		return "", err
 	case st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0:
 		return "it is not the root of a volume any more and grants nothing", nil
-	case name == "/" || specs.IsKernel(name):
+	case name == "/" || specs.IsKernel(name) && r.Access != landlock.Device:
 		return fmt.Sprintf("it leads to %s and grants nothing", name), nil
 	case r.Ino != 0 && (st.Ino != r.Ino || unix.Mkdev(st.Dev_major, st.Dev_minor) != r.Dev),
 		r.Ino == 0 && fs.Type != unix.TMPFS_MAGIC:
@@ -269,9 +272,8 @@ func (root *containerRoot) makeOne(parent int, part string, shared bool) (int, e
 		return -1, err
 	}
 	// By descriptor: nobody can put a link in its place in between.
-	at := fmt.Sprintf("/proc/self/fd/%d", fd)
-	if err = os.Chown(at, root.uid, root.gid); err == nil && shared {
-		err = os.Chmod(at, 0o777|os.ModeSticky)
+	if err = unix.Fchownat(fd, "", root.uid, root.gid, unix.AT_EMPTY_PATH); err == nil && shared {
+		err = os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o777|os.ModeSticky)
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -13,6 +13,7 @@ import (
 
 	"nemoclaw/egress/control"
 	"nemoclaw/hooks"
+	"nemoclaw/specs"
 	"nemoclaw/specs/landlock"
 	"nemoclaw/specs/policy"
 	"nemoclaw/specs/settings"
@@ -31,10 +32,12 @@ type Runtime struct {
 // nemoclaw has.
 type confined struct {
 	ABI      int                `json:"landlock_abi"`
+	Scopes   uint64             `json:"scopes,omitempty"` // of the ruleset, LANDLOCK_SCOPE_*
 	Granted  []landlock.Granted `json:"granted"`
-	Writable []string           `json:"writable"` // directories, as rules named them
-	Filter   []byte             `json:"filter"`   // the second filter, struct sock_filter
-	Notes    []string           `json:"notes"`    // what was done to the spec, and what was not granted
+	Carves   []specs.Carve      `json:"carves,omitempty"` // mounts inside of what was granted
+	Writable []string           `json:"writable"`         // directories, as rules named them
+	Filter   []byte             `json:"filter"`           // the second filter, struct sock_filter
+	Notes    []string           `json:"notes"`            // what was done to the spec, and what was not granted
 }
 
 // Dir is the state directory of container id.

@@ -20,11 +20,12 @@ import (
 //	8     restrict flags  uint32
 //	12    unused          uint32
 //	16    program         4096 bytes, NUL-terminated
-//	4112  filter          8 bytes an instruction
+//	4112  directory       4096 bytes, NUL-terminated, to be entered; or empty
+//	8208  filter          8 bytes an instruction
 const (
-	planMagic   = 0x314c434e // "NCL1"
-	planHeader  = 16
-	planProgram = 4096
+	planMagic  = 0x324c434e // "NCL2"
+	planHeader = 16
+	planPath   = 4096
 
 	allSeals  = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	sealExec  = 0x20 // F_SEAL_EXEC (Linux 6.3), not in x/sys
@@ -140,17 +141,21 @@ func (s *seal) wrap(p *libcontainer.Process) {
 	p.Args = append([]string{fmt.Sprintf("/proc/self/fd/%d", first)}, p.Args...)
 }
 
-// finish writes the plan and seals it: program is resolved, filter is layer 2's
-// second filter. From here on nobody can change what the launcher will do.
-func (s *seal) finish(program string, filter []unix.SockFilter) error {
-	if len(program) >= planProgram {
-		return fmt.Errorf("exec: %q: %w", program, unix.ENAMETOOLONG)
+// finish writes the plan and seals it: program is resolved, cwd is the working
+// directory if that must be entered again, filter is layer 2's second filter.
+// From here on nobody can change what the launcher will do.
+func (s *seal) finish(program, cwd string, filter []unix.SockFilter) error {
+	for _, name := range []string{program, cwd} {
+		if len(name) >= planPath {
+			return fmt.Errorf("exec: %q: %w", name, unix.ENAMETOOLONG)
+		}
 	}
-	b := make([]byte, planHeader+planProgram, planHeader+planProgram+8*len(filter))
+	b := make([]byte, planHeader+2*planPath, planHeader+2*planPath+8*len(filter))
 	binary.NativeEndian.PutUint32(b[0:], planMagic)
 	binary.NativeEndian.PutUint32(b[4:], uint32(len(filter)))
 	binary.NativeEndian.PutUint32(b[8:], landlock.RestrictFlags(s.abi))
 	copy(b[planHeader:], program)
+	copy(b[planHeader+planPath:], cwd)
 	b = append(b, encodeFilter(filter)...)
 	if _, err := s.plan.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("cannot write the launcher's plan: %w", err)

@@ -46,7 +46,7 @@ func launch(t *testing.T, spoil func(*seal), finish bool, program ...string) (st
 	filter, err := seccomp.Compile(denials)
 	check(t, err)
 	if finish {
-		check(t, s.finish(program[0], filter))
+		check(t, s.finish(program[0], "", filter))
 	}
 	if spoil != nil {
 		spoil(s)
@@ -106,7 +106,7 @@ func TestSealed(t *testing.T) {
 	}
 	s := emptySeal(t, abi)
 	defer s.Close()
-	check(t, s.finish("/bin/true", []unix.SockFilter{{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}}))
+	check(t, s.finish("/bin/true", "", []unix.SockFilter{{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}}))
 	for name, f := range map[string]*os.File{"plan": s.plan, "launcher": s.exe} {
 		if _, err := f.WriteAt([]byte("x"), 0); err == nil {
 			t.Errorf("%s: it can be written", name)

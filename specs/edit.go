@@ -17,13 +17,15 @@ import (
 // the layer. An edit that finds nothing to change says nothing.
 type Edit struct {
 	Does  string
-	apply func(*oci.Spec)
+	apply func(*oci.Spec) // nil: another edit does it
 }
 
 // Apply applies edits in order.
 func Apply(spec *oci.Spec, edits []Edit) {
 	for _, e := range edits {
-		e.apply(spec)
+		if e.apply != nil {
+			e.apply(spec)
+		}
 	}
 }
 
@@ -55,6 +57,9 @@ func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Den
 	if SharesProcesses(spec) {
 		again = append(again, seccomp.OthersLimits)
 	}
+	if !p.Filesystem.WriteExecute {
+		again = append(again, seccomp.WriteExecute.Denials...)
+	}
 	denials, err := seccomp.Denials(callNames(p.Seccomp.Deny), callNames(p.Seccomp.Allow), again)
 	if err != nil {
 		return nil, nil, err
@@ -65,15 +70,29 @@ func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Den
 		leaveOutTokens(spec, p),
 		resolvConf(host),
 	)
+	edits = append(edits, leaveDevices(spec)...)
+	if !p.Filesystem.WriteExecute {
+		edits = append(edits, Edit{Does: "filesystem: what may be written, also to memory, is not executed"})
+	}
 	edits = append(edits, scratchDirs(spec, p, host)...)
-	edits = append(edits, home(spec.Process, Writable(StaticRules(spec, p, host))))
+	edits = append(edits, homes(spec.Process, p, likelyWritable(spec, p, host))...)
 	return edits, denials, nil
+}
+
+// likelyWritable is Writable before the image is known: if no link of the image
+// leads elsewhere, the volumes are where the spec says.
+func likelyWritable(spec *oci.Spec, p *policy.Policy, host Host) []string {
+	var image Image
+	for _, v := range Visible(spec, host.Volumes) {
+		image.Volumes = append(image.Volumes, path.Clean(v.Destination))
+	}
+	return Writable(SpareVolumes(p, image, StaticRules(spec, p, host)))
 }
 
 // ConfineExec returns what is done to a process that joins a container: the
 // same as to its first one. writable are the directories granted at create.
 func ConfineExec(proc *oci.Process, p *policy.Policy, writable []string) []Edit {
-	return append(confineProcess(proc, p), home(proc, writable))
+	return append(confineProcess(proc, p), homes(proc, p, writable)...)
 }
 
 func confineProcess(proc *oci.Process, p *policy.Policy) []Edit {
@@ -230,33 +249,4 @@ func scratchDirs(spec *oci.Spec, p *policy.Policy, host Host) []Edit {
 
 func mounted(spec *oci.Spec, dir string) bool {
 	return slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool { return path.Clean(m.Destination) == dir })
-}
-
-// home sets HOME to /sandbox unless it is somewhere that the program may
-// write: git, npm and pip end in errors where they cannot. The old home stays
-// unreadable. Without HOME in the environment runc would take it from the
-// image's /etc/passwd, which is /root as a rule.
-func home(proc *oci.Process, writable []string) Edit {
-	nothing := Edit{apply: func(*oci.Spec) {}}
-	if !slices.Contains(writable, sandboxDir) {
-		return nothing
-	}
-	was := ""
-	env := make([]string, 0, len(proc.Env)+1)
-	for _, kv := range proc.Env {
-		if v, ok := strings.CutPrefix(kv, "HOME="); ok {
-			was = v
-			continue
-		}
-		env = append(env, kv)
-	}
-	if was != "" && slices.ContainsFunc(writable, func(dir string) bool { return within(was, dir) }) {
-		return nothing
-	}
-	env = append(env, "HOME="+sandboxDir)
-	e := Edit{apply: func(s *oci.Spec) { s.Process.Env = env }}
-	if was != "" {
-		e.Does = fmt.Sprintf("process: HOME is %s, %s is not writable", sandboxDir, was)
-	}
-	return e
 }

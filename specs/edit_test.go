@@ -123,15 +123,20 @@ func runCase(t *testing.T, ar *txtar.Archive) *txtar.Archive {
 	image := Image{TopLevel: []string{"app", "bin", "etc", "home", "root", "tmp", "usr"}, Program: "/bin/sh"}
 	decode(t, part(ar, "image.json"), &image)
 	var rules strings.Builder
-	for _, r := range StaticRules(&spec, p, host) {
+	all := Rules(&spec, p, host, image)
+	for _, r := range all {
 		if r.Why != "built-in" {
 			fmt.Fprintln(&rules, r)
 		}
 	}
-	for _, r := range ImageRules(&spec, p, image) {
-		fmt.Fprintln(&rules, r)
-	}
 	add("rules", rules.String())
+	if carves := Carves(p, all); len(carves) > 0 {
+		var mounts strings.Builder
+		for _, c := range carves {
+			fmt.Fprintln(&mounts, c)
+		}
+		add("mounts", mounts.String())
+	}
 	return out
 }
 

@@ -66,14 +66,15 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 	}
 	for _, d := range spec.Linux.Devices {
 		if at := path.Clean(d.Path); !within(at, "/dev") || within(at, "/dev/shm") || within(at, "/dev/mqueue") {
-			fault("leave it in /dev and list it in the policy", "devices: %s: to Landlock it would be a file like others there", d.Path)
+			fault("leave it in /dev", "devices: %s: to Landlock it would be a file like others there", d.Path)
+		} else if why := hazard(d); why != "" && !allDevices(spec) && !slices.Contains(p.Filesystem.AllowDevices, at) {
+			fault(fmt.Sprintf("to give it all the same, add to the policy, under filesystem:  allow_devices: [%s]", at), "devices: %s: %s", d.Path, why)
 		}
 	}
 	if spec.Process != nil {
-		for _, f := range p.Filesystem.ReadOnly {
-			if r := opened(f, StaticRules(spec, p, host)); r != nil {
-				fault("take it out of read_only, or name what may be written below "+r.Path,
-					"filesystem: %s cannot be read-only: it lies in %s (%s), which may be written", f.Name, r.Path, r.Why)
+		for _, c := range Carves(p, StaticRules(spec, p, host)) {
+			if why := uncarvable(c, spec, Visible(spec, host.Volumes)); why != "" {
+				fault("take it out of the policy, or that mount out of the container", "filesystem: %s cannot be kept apart: %s", c, why)
 			}
 		}
 	}
@@ -86,14 +87,26 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 			continue
 		}
 		// By what a link leads to: whoever owns it could lead it elsewhere.
-		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Resolved) {
-			fault(fmt.Sprintf("to mount it all the same, write into the policy:  filesystem: { allow_volumes: [%s] }", v.Resolved), "volumes: %s: %s", v.Source, why)
+		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Resolved) && !isAllowedDevice(p, v) {
+			fault("to mount it all the same, "+allowLine(p, v), "volumes: %s: %s", v.Source, why)
 		}
 		if !v.ReadOnly && host.PolicyFile != "" && within(host.PolicyFile, v.Resolved) {
 			fault("mount it read-only, or keep the policy elsewhere", "volumes: %s: the policy file %s lies in it, and the program could rewrite it", v.Source, host.PolicyFile)
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// allowLine is what a person would add to the policy for v to be mounted.
+func allowLine(p *policy.Policy, v Volume) string {
+	key, has := "allow_volumes", len(p.Filesystem.AllowVolumes) > 0
+	if v.Kind == Device {
+		key, has = "allow_devices", len(p.Filesystem.AllowDevices) > 0
+	}
+	if has {
+		return fmt.Sprintf("add to filesystem.%s in the policy:  - %s", key, v.Resolved)
+	}
+	return fmt.Sprintf("add to the policy, under filesystem:  %s: [%s]", key, v.Resolved)
 }
 
 // SharesProcesses reports whether the container has no pid namespace of its
@@ -127,17 +140,6 @@ func misplaced(m oci.Mount) string {
 		return fmt.Sprintf("%s belongs below %s", m.Type, at)
 	}
 	return ""
-}
-
-// opened returns the rule that makes f writable although a person listed it as
-// read-only, or nil: Landlock grants the union of rules on the way.
-func opened(f policy.Path, rules []landlock.Rule) *landlock.Rule {
-	for i, r := range rules {
-		if f.Line > 0 && r.Access&landlock.WriteFile != 0 && r.Path != f.Name && within(f.Name, r.Path) {
-			return &rules[i]
-		}
-	}
-	return nil
 }
 
 // HostNetwork refuses a container that is to live in the host's network: its

@@ -17,8 +17,50 @@ import (
 // lists others, and its HOME.
 const sandboxDir = "/sandbox"
 
+// Rules returns everything that a container is granted, once its image is known.
+func Rules(spec *oci.Spec, p *policy.Policy, host Host, image Image) []landlock.Rule {
+	rules := append(StaticRules(spec, p, host), ImageRules(spec, p, image)...)
+	return withoutExecute(p, SpareVolumes(p, image, rules))
+}
+
+// withoutExecute takes the right to execute out of every rule about a place
+// from which nothing is to be executed. What a rule higher up grants of it, its
+// mount takes away (Carves).
+func withoutExecute(p *policy.Policy, rules []landlock.Rule) []landlock.Rule {
+	var places []string
+	for _, f := range slices.Concat(p.Filesystem.ReadOnly, p.Filesystem.ReadWrite) {
+		if f.NoExec {
+			places = append(places, f.Name)
+		}
+	}
+	if !p.Filesystem.WriteExecute {
+		for _, r := range rules {
+			if isWritable(r) {
+				places = append(places, r.Path)
+			}
+		}
+	}
+	for i, r := range rules {
+		if slices.ContainsFunc(places, func(place string) bool { return within(r.Path, place) }) {
+			rules[i].Access &^= landlock.Execute
+		}
+	}
+	return rules
+}
+
+// isWritable reports whether r lets a program write files of its own making, as
+// device nodes are not.
+func isWritable(r landlock.Rule) bool {
+	return r.Access&landlock.WriteFile != 0 && (!within(r.Path, "/dev") || writeAccess(r.Path) == landlock.ReadWrite)
+}
+
+// denied reports whether the policy hides name.
+func denied(p *policy.Policy, name string) bool {
+	return slices.ContainsFunc(p.Filesystem.Deny, func(f policy.Path) bool { return within(name, f.Name) })
+}
+
 // StaticRules returns the rules that follow from the policy and the spec: the
-// lists, the working directory, the volumes.
+// lists, the working directory, the devices, the volumes.
 func StaticRules(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 	var rules []landlock.Rule
 	for _, f := range p.Filesystem.ReadOnly {
@@ -30,8 +72,22 @@ func StaticRules(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 	if dir := path.Clean(spec.Process.Cwd); p.Filesystem.IncludeWorkdir && !isSystemDir(dir) && !listedReadOnly(p, dir) {
 		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadWrite, Implied: true, Why: "working directory"})
 	}
+	rules = append(rules, devices(spec, p)...)
 	if p.Filesystem.Volumes == policy.VolumesFollow {
 		rules = append(rules, volumes(spec, p, host)...)
+	}
+	rules = slices.DeleteFunc(rules, func(r landlock.Rule) bool { return denied(p, r.Path) })
+	for _, f := range p.Filesystem.ReadOnly {
+		if f.Dir && WritableAbove(f.Name, rules) != "" {
+			// A program could make it itself where it is missing.
+			at := slices.IndexFunc(rules, func(r landlock.Rule) bool { return r.Path == f.Name })
+			rules[at].Make = true
+		}
+	}
+	for i, r := range rules {
+		if slices.ContainsFunc(Visible(spec, host.Volumes), func(v Volume) bool { return within(r.Path, path.Clean(v.Destination)) }) {
+			rules[i].Access &^= landlock.ResolveUnix // the sockets there are the host's as well
+		}
 	}
 	return rules
 }
@@ -82,6 +138,10 @@ func volumes(spec *oci.Spec, p *policy.Policy, host Host) []landlock.Rule {
 	}
 	for _, v := range Visible(spec, host.Volumes) {
 		dest := path.Clean(v.Destination)
+		if isAllowedDevice(p, v) {
+			rules = append(rules, landlock.Rule{Path: dest, Access: landlock.Device, Mount: true, Dev: v.Dev, Ino: v.Ino, Why: "device " + v.Source})
+			continue
+		}
 		add(landlock.Rule{Path: dest, Dev: v.Dev, Ino: v.Ino, Why: "volume " + v.Source}, v.ReadOnly || slices.Contains(engineFiles, dest))
 	}
 	for _, m := range spec.Mounts {
@@ -165,6 +225,9 @@ func ImageRules(spec *oci.Spec, p *policy.Policy, image Image) []landlock.Rule {
 	}
 	var rules []landlock.Rule
 	grant := func(dir string) {
+		if denied(p, dir) {
+			return
+		}
 		rules = append(rules, landlock.Rule{Path: dir, Access: landlock.ReadOnly, Optional: true, Implied: true, Why: "image"})
 	}
 	for _, name := range image.TopLevel {

@@ -3,7 +3,7 @@
  * Landlock ruleset that the runtime filled, proves that the seal holds, loads
  * the second seccomp filter and becomes the program that was asked for.
  *
- * It has no libc, allocates nothing, opens no path of the container and parses
+ * It has no libc, allocates nothing, opens no file of the container and parses
  * one number. It trusts its four descriptors, made and sealed by the runtime,
  * and nothing else: arguments and environment belong to the container.
  *
@@ -21,7 +21,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
-#define PLAN_MAGIC 0x314c434eu /* "NCL1" */
+#define PLAN_MAGIC 0x324c434eu /* "NCL2" */
 #define PATH_ROOM  4096        /* PATH_MAX */
 #define INSNS_ROOM 4096        /* BPF_MAXINSNS */
 
@@ -32,6 +32,7 @@ struct plan {
 	unsigned restrict_flags; /* landlock_restrict_self(2) */
 	unsigned unused;
 	char path[PATH_ROOM];    /* resolved by the runtime, NUL-terminated */
+	char cwd[PATH_ROOM];     /* to be entered again, or empty */
 	struct sock_filter filter[INSNS_ROOM];
 };
 
@@ -125,8 +126,21 @@ static void read_plan(int fd)
 		refuse("launcher", "the plan cannot be read", n);
 	if (plan.magic != PLAN_MAGIC || plan.insns == 0 || plan.insns > INSNS_ROOM ||
 	    n != (long)(sizeof plan - (INSNS_ROOM - plan.insns) * sizeof plan.filter[0]) ||
-	    plan.path[PATH_ROOM - 1])
+	    plan.path[PATH_ROOM - 1] || plan.cwd[PATH_ROOM - 1])
 		refuse("launcher", "the plan is malformed", 0);
+}
+
+/*
+ * enter_cwd enters the working directory by its name. Init entered it before
+ * the runtime made the mounts that keep parts of it apart: from there they would
+ * not be seen. Nothing of the container runs yet, and no right is gained by it.
+ */
+static void enter_cwd(void)
+{
+	long err = plan.cwd[0] ? call(__NR_chdir, (long)plan.cwd, 0, 0, 0) : 0;
+
+	if (err)
+		refuse("working directory", plan.cwd, err);
 }
 
 /* enter applies layer 1 and does not believe it until an access was denied. */
@@ -165,6 +179,7 @@ __attribute__((used, noreturn)) void launch(long *stack)
 		refuse("launcher", "it was not started by the runtime", 0);
 
 	read_plan(fd + 1);
+	enter_cwd();
 	enter_landlock(fd + 2, fd + 3);
 	for (int i = 0; i < 4; i++) {
 		long err = call(__NR_close, fd + i, 0, 0, 0);

@@ -107,11 +107,14 @@ func checkBundle(c *cli.Context, p *runtime.Chosen, dir string) error {
 		fmt.Fprintf(w, "  change: %s\n", does)
 	}
 	fmt.Fprintf(w, "  seccomp: %d rules in the second filter\n", len(denials))
-	rules := append(specs.StaticRules(spec, p.Policy, host), specs.ImageRules(spec, p.Policy, imageOf(spec))...)
+	rules := specs.Rules(spec, p.Policy, host, imageOf(spec))
 	for _, r := range rules {
 		if r.Why != "built-in" {
 			fmt.Fprintf(w, "  grant:  %s\n", r)
 		}
+	}
+	for _, c := range specs.Carves(p.Policy, rules) {
+		fmt.Fprintf(w, "  mount:  %s\n", c)
 	}
 	return nil
 }

@@ -14,6 +14,14 @@ var fileVerbs = map[string]verb{
 	"read-at": func(a []string) (string, error) { return readAt(int(number(a[0])), a[1], unix.O_RDONLY) },
 	// write PATH: opens a file that exists for writing, and appends.
 	"write": func(a []string) (string, error) { return "", writeTo(a[0], unix.O_WRONLY|unix.O_APPEND) },
+	// use PATH: opens it for reading and writing, and nothing more.
+	"use": func(a []string) (string, error) {
+		fd, err := unix.Open(a[0], unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		return "", err
+	},
 	// create PATH: makes a file.
 	"create": func(a []string) (string, error) { return "", writeTo(a[0], unix.O_WRONLY|unix.O_CREAT) },
 	// read-truncating PATH: opens for reading only, and empties all the same.

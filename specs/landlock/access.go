@@ -30,7 +30,8 @@ const (
 	Refer      Access = unix.LANDLOCK_ACCESS_FS_REFER
 	Truncate   Access = unix.LANDLOCK_ACCESS_FS_TRUNCATE
 	IoctlDev   Access = unix.LANDLOCK_ACCESS_FS_IOCTL_DEV
-	// ResolveUnix is to connect to a socket by its path (Linux 7.1).
+	// ResolveUnix is to connect to a socket by its path (Linux 7.1), unless it was
+	// made in the same domain: exec and the first program are of different ones.
 	ResolveUnix Access = 1 << 16
 )
 
@@ -39,18 +40,20 @@ var accessNames = []string{
 	"make_reg", "make_sock", "make_fifo", "make_block", "make_sym", "refer", "truncate", "ioctl_dev", "resolve_unix",
 }
 
-// String names the class of a if it is one, else lists its rights as the
-// kernel's audit records name them, "{}" for none.
+// String names the class of a if it is one, with what a place may lack of it;
+// else it lists a's rights as the kernel's audit records name them, "{}" for none.
 func (a Access) String() string {
-	switch a {
-	case ReadOnly:
-		return "read_only"
-	case ReadWrite:
-		return "read_write"
-	case Device:
-		return "device"
-	case Terminals:
-		return "terminals"
+	for _, class := range []struct {
+		name string
+		all  Access
+	}{{"read_only", ReadOnly}, {"read_write", ReadWrite}, {"device", Device}, {"terminals", Terminals}} {
+		switch lacks := class.all &^ a; {
+		case a&^class.all != 0 || lacks&^(Execute|ResolveUnix) != 0:
+		case lacks == 0:
+			return class.name
+		default:
+			return class.name + " without " + strings.Trim(lacks.Rights(), "{}")
+		}
 	}
 	return a.Rights()
 }

@@ -16,6 +16,8 @@ type Rule struct {
 	// Dev and Ino identify a bind mount; both are 0 for a tmpfs.
 	Dev uint64 `json:"dev,omitempty"`
 	Ino uint64 `json:"ino,omitempty"`
+	// Rdev is the number of a device node; 0: any.
+	Rdev uint64 `json:"rdev,omitempty"`
 	// Make is a directory that is made where it is missing.
 	Make bool `json:"make,omitempty"`
 	// Implied rules follow from the image and not from what a person wrote.

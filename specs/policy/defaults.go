@@ -102,6 +102,7 @@ func defaults() *Policy {
 		Filesystem: Filesystem{
 			ReadOnly:       optional(DefaultReadOnly),
 			ReadWrite:      optional(DefaultReadWrite),
+			WriteExecute:   true,
 			IncludeWorkdir: true,
 			Image:          ImageAuto,
 			Volumes:        VolumesFollow,
@@ -135,6 +136,15 @@ func (f *Filesystem) addEssential() {
 		}
 	}
 	f.ReadOnly = slices.DeleteFunc(f.ReadOnly, func(p Path) bool { return has(f.ReadWrite, p.Name) })
+	hidden := func(p Path) bool {
+		return p.Line == 0 && slices.ContainsFunc(f.Deny, func(d Path) bool { return d.holds(p.Name) })
+	}
+	f.ReadOnly, f.ReadWrite = slices.DeleteFunc(f.ReadOnly, hidden), slices.DeleteFunc(f.ReadWrite, hidden)
+}
+
+// holds reports whether name is p or lies below it.
+func (p Path) holds(name string) bool {
+	return p.Name == "/" || name == p.Name || strings.HasPrefix(name, p.Name+"/")
 }
 
 func has(paths []Path, name string) bool {
@@ -198,7 +208,9 @@ version: 1
 # filesystem:
 `
 
-const defaultMiddle = `#   include_workdir: true   # the working directory may be written
+const defaultMiddle = `#   deny: []                # hidden, also inside of the others
+#   write_execute: allow    # programs may be run where they may be written; or deny
+#   include_workdir: true   # the working directory may be written
 #   image: auto             # other top-level directories of the image may be read; or strict
 #   volumes: follow         # volumes as they are mounted; or policy_only
 # landlock: {compatibility: hard_requirement}

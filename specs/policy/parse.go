@@ -66,8 +66,12 @@ func (p *parser) version(n *yaml.Node) {
 
 func (p *parser) filesystem(n *yaml.Node, f *Filesystem) {
 	p.mapping(n, "filesystem", append([]field{
-		{key: "read_only", read: func(n *yaml.Node) { f.ReadOnly = p.paths(n, "filesystem.read_only", false) }},
-		{key: "read_write", read: func(n *yaml.Node) { f.ReadWrite = p.paths(n, "filesystem.read_write", true) }},
+		{key: "read_only", read: func(n *yaml.Node) { f.ReadOnly = p.paths(n, "filesystem.read_only") }},
+		{key: "read_write", read: func(n *yaml.Node) { f.ReadWrite = p.paths(n, "filesystem.read_write") }},
+		{key: "deny", read: func(n *yaml.Node) { f.Deny = p.paths(n, "filesystem.deny") }},
+		{key: "write_execute", read: func(n *yaml.Node) {
+			f.WriteExecute = p.choice(n, "filesystem.write_execute", "allow", "deny") == "allow"
+		}},
 		{key: "include_workdir", read: func(n *yaml.Node) { p.boolean(n, "filesystem.include_workdir", &f.IncludeWorkdir) }},
 		{key: "image", read: func(n *yaml.Node) {
 			f.Image = ImageMode(p.choice(n, "filesystem.image", string(ImageAuto), string(ImageStrict)))
@@ -75,45 +79,101 @@ func (p *parser) filesystem(n *yaml.Node, f *Filesystem) {
 		{key: "volumes", read: func(n *yaml.Node) {
 			f.Volumes = VolumeMode(p.choice(n, "filesystem.volumes", string(VolumesFollow), string(VolumesPolicyOnly)))
 		}},
-		{key: "allow_volumes", read: func(n *yaml.Node) { f.AllowVolumes = p.volumes(n) }},
-	}, p.later("filesystem", "write_execute", "read_data")...))
+		{key: "allow_volumes", read: func(n *yaml.Node) { f.AllowVolumes = p.hostPaths(n, "filesystem.allow_volumes") }},
+		{key: "allow_devices", read: func(n *yaml.Node) { f.AllowDevices = p.hostPaths(n, "filesystem.allow_devices") }},
+	}, p.later("filesystem", "read_data")...))
 	for _, ro := range f.ReadOnly {
 		for _, rw := range f.ReadWrite {
 			switch {
 			case ro.Line == 0:
 			case ro.Name == rw.Name && rw.Line > 0:
 				p.faultAt(max(ro.Line, rw.Line), 1, "%s is in read_only (line %d) and in read_write (line %d); write it in one of them", ro.Name, ro.Line, rw.Line)
-			case strings.HasPrefix(ro.Name, rw.Name+"/"):
-				// Landlock grants the union of rules: the outer one wins.
-				p.faultAt(ro.Line, 1, "%s cannot be read-only: it lies in %s, which may be written; name the writable places below %s one by one", ro.Name, rw.Name, rw.Name)
+			case rw.Line > 0 && ro.holds(rw.Name):
+				p.writableAgain(f, ro, rw)
+			}
+		}
+	}
+	for _, d := range f.Deny {
+		for _, listed := range slices.Concat(f.ReadOnly, f.ReadWrite) {
+			if listed.Line > 0 && d.holds(listed.Name) {
+				p.faultAt(listed.Line, 1, "%s cannot be granted: it is or lies in %s, which line %d denies", listed.Name, d.Name, d.Line)
 			}
 		}
 	}
 }
 
-func (p *parser) paths(n *yaml.Node, what string, writable bool) []Path {
+// writableAgain refuses a writable place within a read-only one that lies in a
+// writable one itself: the middle is a mount that may not be written, all of it.
+func (p *parser) writableAgain(f *Filesystem, ro, rw Path) {
+	for _, outer := range f.ReadWrite {
+		if outer.Name != ro.Name && outer.holds(ro.Name) {
+			p.faultAt(rw.Line, 1, "%s cannot be writable: it lies in %s, which is read-only (line %d) within %s; name the read-only places below %s one by one",
+				rw.Name, ro.Name, ro.Line, outer.Name, ro.Name)
+			return
+		}
+	}
+}
+
+// paths reads a list of paths, each alone or as {path: P, exec: false}.
+func (p *parser) paths(n *yaml.Node, what string) []Path {
 	paths := []Path{}
 	p.list(n, what, func(n *yaml.Node) {
-		n, name, ok := p.path(n, what)
-		switch {
-		case !ok:
-		case writable && name == "/":
-			p.fault(n, "%s: \"/\" would make every file writable; name the directories", what)
-		case !has(paths, name):
-			paths = append(paths, Path{Name: name, Line: n.Line})
+		entry := Path{Line: follow(n).Line}
+		if follow(n).Kind != yaml.MappingNode {
+			entry.Name, entry.Dir = p.place(n, what)
+		} else if !p.placeWithOptions(n, what, &entry) {
+			return
+		}
+		if entry.Name != "" && !has(paths, entry.Name) {
+			paths = append(paths, entry)
 		}
 	})
 	return paths
 }
 
-func (p *parser) volumes(n *yaml.Node) []string {
-	volumes := []string{}
-	p.list(n, "filesystem.allow_volumes", func(n *yaml.Node) {
-		if _, name, ok := p.path(n, "filesystem.allow_volumes"); ok {
-			volumes = append(volumes, name)
+// placeWithOptions reads {path: P, exec: false}; there is no such choice of what
+// is hidden.
+func (p *parser) placeWithOptions(n *yaml.Node, what string, entry *Path) bool {
+	fields := []field{{key: "path", read: func(n *yaml.Node) { entry.Name, entry.Dir = p.place(n, what) }}}
+	if what != "filesystem.deny" {
+		fields = append(fields, field{key: "exec", read: func(n *yaml.Node) {
+			exec := true
+			p.boolean(n, what+": exec", &exec)
+			entry.NoExec = !exec
+		}})
+	}
+	seen := p.mapping(n, what, fields)
+	if seen != nil && seen["path"] == nil {
+		p.fault(n, "%s: an entry needs a path", what)
+	}
+	return seen != nil
+}
+
+// place reads one path of a list, "" after a fault, and tells whether it was
+// written with a slash at its end.
+func (p *parser) place(n *yaml.Node, what string) (name string, dir bool) {
+	n, name, ok := p.path(n, what)
+	switch kernel := strings.HasPrefix(name+"/", "/proc/") || strings.HasPrefix(name+"/", "/dev/"); {
+	case !ok:
+	case name == "/" && what == "filesystem.read_write":
+		p.fault(n, "%s: \"/\" would make every file writable; name the directories", what)
+	case what == "filesystem.deny" && (name == "/" || kernel):
+		p.fault(n, "%s: %s cannot be hidden: programs need what lies in /, /proc and /dev, and of those only what is safe is there", what, name)
+	default:
+		return name, strings.HasSuffix(n.Value, "/") && name != "/"
+	}
+	return "", false
+}
+
+// hostPaths reads a list of paths of the host.
+func (p *parser) hostPaths(n *yaml.Node, what string) []string {
+	paths := []string{}
+	p.list(n, what, func(n *yaml.Node) {
+		if _, name, ok := p.path(n, what); ok {
+			paths = append(paths, name)
 		}
 	})
-	return volumes
+	return paths
 }
 
 // maxPath is PATH_MAX less the terminating zero (limits.h).

@@ -31,16 +31,21 @@ type Policy struct {
 type Filesystem struct {
 	ReadOnly       []Path
 	ReadWrite      []Path
-	IncludeWorkdir bool // default true
+	Deny           []Path // hidden, wherever they lie
+	WriteExecute   bool   // default true: what can be written can be executed
+	IncludeWorkdir bool   // default true
 	Image          ImageMode
 	Volumes        VolumeMode
 	AllowVolumes   []string // host paths that the guard would refuse
+	AllowDevices   []string // device nodes that the guard would refuse
 }
 
 // Path is an absolute, clean path inside the container.
 type Path struct {
 	Name     string
 	Optional bool // from the built-in lists: skipped where the image lacks it
+	Dir      bool // written with a slash at its end: a directory
+	NoExec   bool // exec: false
 	Line     int  // 0: built-in
 }
 

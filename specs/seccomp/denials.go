@@ -152,6 +152,15 @@ var Groups = []Group{
 var OthersLimits = Denial{Call: "prlimit64", Errno: eperm, If: []Test{{Arg: 0, In: false, Values: []uint32{0}}},
 	Why: "the limits of another process: RLIMIT_CPU ends it", Source: "prlimit(2); landlock(7) does not mediate it"}
 
+// WriteExecute is for policies under which nothing can be executed that was
+// written: a file without a name is on no mount that could forbid it. What
+// execveat(2) would do with its descriptor is denied to all (handles).
+var WriteExecute = Group{
+	Name:    "write_execute",
+	Why:     "a program that was brought along, in a file that lies in memory only",
+	Denials: calls(eperm, "memfd_create"),
+}
+
 // socketDenials is the allow list of socket families, types and protocols,
 // turned round: UNIX; of INET and INET6 streams and datagrams that are TCP, UDP
 // or ping; and of NETLINK the routing protocol alone, which libc's getaddrinfo

@@ -36,7 +36,7 @@ func TestAdmit(t *testing.T) {
 			Syscalls: []oci.LinuxSyscall{allow("seccomp"), {Names: []string{"seccomp"}, Action: oci.ActErrno, ErrnoRet: &enoent}}}, "seccomp=ENOENT", ""},
 		{"denied and allowed", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, // the strictest counts
 			Syscalls: []oci.LinuxSyscall{everything, {Names: []string{"seccomp"}, Action: oci.ActErrno, ErrnoRet: &enoent}, allow("seccomp")}}, "seccomp=ENOENT", ""},
-		{"killed for", oci.LinuxSeccomp{DefaultAction: oci.ActKillProcess, Syscalls: []oci.LinuxSyscall{allow(launcherCalls[:7]...)}},
+		{"killed for", oci.LinuxSeccomp{DefaultAction: oci.ActKillProcess, Syscalls: []oci.LinuxSyscall{allow(launcherCalls[:8]...)}},
 			"exit_group=EPERM", ""},
 		{"by argument", oci.LinuxSeccomp{DefaultAction: oci.ActErrno, Syscalls: []oci.LinuxSyscall{everything,
 			{Names: []string{"openat"}, Action: oci.ActAllow, Args: []oci.LinuxSeccompArg{{Index: 2}}}}},
