@@ -540,7 +540,7 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 	if err := n.seal.finish(found, cwd, n.filter); err != nil {
 		return nil, err
 	}
-	return &confined{ABI: n.host.LandlockABI, Scopes: n.scopes(), Granted: granted, Writable: specs.Writable(rules), Carves: carves,
+	return &confined{ABI: n.host.LandlockABI, Scopes: n.scopes, Granted: granted, Writable: specs.Writable(rules), Carves: carves,
 		Filter: encodeFilter(n.filter), Notes: append(slices.Clone(n.notes), notes...)}, nil
 }
 
