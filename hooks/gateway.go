@@ -221,6 +221,20 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	return err
 }
 
+// Sealed says what is wrong with the seal of the container's namespace inner,
+// whose state directory is dir; nil if it holds. It asks no gateway.
+func Sealed(dir string, inner *os.File, uplinkMode string) error {
+	if uplinkMode != "auto" {
+		return Verify(inner, nil)
+	}
+	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))
+	if err != nil {
+		return err
+	}
+	defer uplink.Close()
+	return Verify(inner, uplink)
+}
+
 // request asks the living monitor of a gateway's directory.
 func request(gateway string, msg control.ToMonitor, files ...*os.File) (control.FromMonitor, []*os.File, error) {
 	conn, err := control.DialRuntime(gateway)

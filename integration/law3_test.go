@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,8 @@ func TestLaw3ExecObeysThePolicy(t *testing.T) {
 	t.Run("another policy file", testExecAfterTheFileChanged)
 	t.Run("swapped paths", testExecAfterASwap)
 	t.Run("no gateway", testExecWithoutGateway)
+	t.Run("no gateway and swapped paths", testExecWithoutGatewayAfterASwap)
+	t.Run("no gateway and a cable", testExecWithoutGatewayUnsealed)
 	t.Run("not started", testExecBeforeStart)
 	t.Run("handed descriptors", testExecWithDescriptors)
 }
@@ -94,13 +97,74 @@ func testExecAfterASwap(t *testing.T) {
 	}
 }
 
-// With the gateway gone its copy of the rules is gone: exec is refused.
+// With the gateway gone its copy of the rules is gone: they are made anew, as
+// they were. Nothing leaves, and what exec starts may do no more than what runs.
 func testExecWithoutGateway(t *testing.T) {
+	for _, user := range []string{"root", "uid 1000"} {
+		t.Run(user, func(t *testing.T) {
+			b := newBox(t)
+			if user != "root" {
+				b.asUser()
+			}
+			b.policy("filesystem: {read_write: [/sandbox, /tmp], read_only: [/sandbox/kept/], deny: [/opt/app]}\negress: {rules: []}\n")
+			main := b.up()
+			kill(t, b.worker(), b.monitor())
+			for _, k := range []*talk{main, b.exec()} {
+				for _, l := range layers {
+					if l.layer != "gateway" {
+						k.want(l.want, l.verb)
+					}
+				}
+				k.want("ECONNREFUSED", "dial 192.0.2.1:9")
+				k.want("ok 2", "status Seccomp_filters")
+				k.want("ok", "create /sandbox/"+k.name)
+				k.want("EROFS", "create /sandbox/kept/x")
+				k.want("ENOENT", "read /opt/app/text")
+			}
+		})
+	}
+}
+
+// Without the gateway's copy, a path at which another file lies by now would
+// give exec what the container never had.
+func testExecWithoutGatewayAfterASwap(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		swap func(work, secret string) error
+		says string
+	}{
+		{"a link", func(work, _ string) error { return os.Symlink("/root", work) }, "ELOOP"},
+		{"another directory", func(work, secret string) error { return os.Rename(secret, work) }, "another file lies there"},
+		{"nothing", func(string, string) error { return nil }, "ENOENT"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBox(t)
+			b.policy("filesystem: {read_write: [/sandbox/work, /tmp], image: strict}\negress: {rules: []}\n")
+			b.up()
+			kill(t, b.worker(), b.monitor())
+			work := filepath.Join(b.rootfs(), "sandbox/work")
+			b.must(os.Rename(work, work+".old"))
+			b.must(test.swap(work, filepath.Join(b.rootfs(), "root")))
+			got := b.execute(b.id, "/bin/echo", "ran")
+			if got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "/sandbox/work: ") || !strings.Contains(got.stderr, test.says) {
+				t.Errorf("exec: %s", got)
+			}
+		})
+	}
+}
+
+// A cable that was plugged in behind the dead gateway's back ends it.
+func testExecWithoutGatewayUnsealed(t *testing.T) {
 	b := newBox(t)
 	b.up()
+	pid := b.initPID()
 	kill(t, b.worker(), b.monitor())
+	plug := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "ip", "link", "add", "cable", "type", "veth", "peer", "name", "end")
+	if out, err := plug.CombinedOutput(); err != nil {
+		lacking(t, "cannot make a cable: %v: %s", err, out)
+	}
 	got := b.execute(b.id, "/bin/echo", "ran")
-	if got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "gateway") {
+	if got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "network is not sealed") {
 		t.Errorf("exec: %s", got)
 	}
 }

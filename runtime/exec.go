@@ -10,8 +10,8 @@ import (
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 
 	"nemoclaw/egress/control"
-	"nemoclaw/hooks"
 	"nemoclaw/specs"
+	"nemoclaw/specs/policy"
 )
 
 // ExecOptions are the flags of exec, as runc's.
@@ -73,7 +73,7 @@ func (r *Runtime) Exec(ctr *libcontainer.Container, process *oci.Process, o Exec
 	if !p.Unconfined {
 		var opened closers
 		defer func() { opened.Close() }()
-		if err := r.join(id, ctr, stored, process, program, lp, &opened); err != nil {
+		if err := r.join(id, ctr, stored, p, process, program, lp, &opened); err != nil {
 			return -1, err
 		}
 	}
@@ -112,23 +112,13 @@ func executable(ctr *libcontainer.Container, ignorePaused bool) error {
 }
 
 // join puts the launcher before the program of a joining process, with the
-// ruleset that the monitor kept and the filter that create stored. What it
+// container's ruleset and the filter that create stored. What it
 // opens is for the caller to close, also after an error.
-func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, process *oci.Process, program []string, lp *libcontainer.Process, opened *closers) error {
+func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, p *policy.Policy, process *oci.Process, program []string, lp *libcontainer.Process, opened *closers) error {
 	filter, err := decodeFilter(stored.Filter)
 	if err != nil {
 		return err
 	}
-	ruleset, err := hooks.Ruleset(r.Dir(id), r.box(id))
-	if err != nil {
-		return &hinted{fmt.Errorf("cannot exec in container %s: landlock: its rules are not to be had: %s", id, hideENOENT(err)),
-			"its gateway has ended; everything it does is refused. Restart the container"}
-	}
-	s, err := newSeal(stored.ABI, ruleset)
-	if err != nil {
-		return err
-	}
-	opened.add(s.Close)
 	state, err := ctr.State()
 	if err != nil {
 		return err
@@ -145,6 +135,15 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 	if start, err := control.StartTime(state.InitProcessPid); err != nil || start != state.InitProcessStartTime {
 		return fmt.Errorf("cannot exec in container %s: its init is gone", id)
 	}
+	ruleset, err := r.ruleset(id, state.InitProcessPid, root, stored, p)
+	if err != nil {
+		return err
+	}
+	s, err := newSeal(stored.ABI, ruleset)
+	if err != nil {
+		return err
+	}
+	opened.add(s.Close)
 	process.Args = program
 	found, err := root.lookPath(process)
 	if err != nil {
