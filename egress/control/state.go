@@ -29,7 +29,7 @@ const (
 	RuntimeSocket = "runtime.sock" // SOCK_SEQPACKET, runtime.go
 	ControlSocket = "control.sock" // HTTP, operator.go
 	NamesFile     = "names"        // the worker's journal of synthetic addresses
-	GrantsFile    = "grants.json"  // []Grant; the monitor's
+	GrantsFile    = "grants.json"  // Decisions; the monitor's
 	UplinkPin     = "uplink"       // the uplink namespace, bind-mounted
 )
 
@@ -149,21 +149,6 @@ func WriteMonitor(dir string, m *Monitor) error {
 	return writeJSON(filepath.Join(dir, MonitorFile), m)
 }
 
-// ReadGrants reads the grants of a gateway's directory; none have been given if there is no file.
-func ReadGrants(dir string) ([]Grant, error) {
-	var g []Grant
-	err := readJSON(filepath.Join(dir, GrantsFile), &g)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return g, err
-}
-
-// WriteGrants replaces them whole.
-func WriteGrants(dir string, g []Grant) error {
-	return writeJSON(filepath.Join(dir, GrantsFile), g)
-}
-
 // Sandboxes returns the state directories below runDir that hold a Sandbox,
 // with it, in the order of their names. A directory that cannot be read is
 // left out: it is being made or removed.
@@ -225,7 +210,12 @@ func readJSON(file string, v any) error {
 }
 
 // writeJSON replaces file whole: a reader sees the old text or the new.
-func writeJSON(file string, v any) error {
+func writeJSON(file string, v any) error { return replaceJSON(file, v, false) }
+
+// writeSynced is writeJSON that returns when the disk has it.
+func writeSynced(file string, v any) error { return replaceJSON(file, v, true) }
+
+func replaceJSON(file string, v any, sync bool) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -235,6 +225,9 @@ func writeJSON(file string, v any) error {
 		return err
 	}
 	_, err = tmp.Write(b)
+	if err == nil && sync {
+		err = tmp.Sync()
+	}
 	if cerr := tmp.Close(); err == nil {
 		err = cerr
 	}
@@ -245,5 +238,18 @@ func writeJSON(file string, v any) error {
 		os.Remove(tmp.Name())
 		return fmt.Errorf("cannot write %s: %w", file, err)
 	}
+	if sync {
+		return syncDir(filepath.Dir(file))
+	}
 	return nil
+}
+
+// syncDir makes a rename last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }

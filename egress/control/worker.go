@@ -14,6 +14,8 @@ import (
 //	                                      ◀── applied{generation, cut}
 //	                                      ◀── who{n, src, dst}, if a rule asks for the owner
 //	process{n, …}                         ──▶
+//	                                      ◀── use{n, grant}, if a grant counts
+//	used{n | fault}                       ──▶ only now is it one's own
 //	                                      ◀── records{[n, …]}
 //	written{n | fault}                    ──▶ only now may bytes pass
 //
@@ -26,6 +28,7 @@ type ToWorker struct {
 	Setup   *Setup   `json:"setup,omitempty"`
 	Rules   *Rules   `json:"rules,omitempty"`
 	Process *Whois   `json:"process,omitempty"`
+	Used    *Used    `json:"used,omitempty"`
 	Written *Written `json:"written,omitempty"`
 }
 
@@ -51,18 +54,37 @@ type Rules struct {
 	Grants     []Grant `json:"grants"`
 	// NoUplink is set while no interface leads out: everything is refused.
 	NoUplink bool `json:"no_uplink"`
+	// Began is when each rule with a ttl came into force first, by its Key.
+	Began map[string]Uptime `json:"began,omitempty"`
 }
 
 // Grant is an operator's decision about one host and port. It ends with the
-// sandbox and never overrides the policy's deny rules, the never-list or the
-// check of private addresses.
+// sandbox, if not before, and never overrides the policy's deny rules, the
+// never-list or the check of private addresses.
 type Grant struct {
+	ID    uint64    `json:"id"`   // from 1; never given twice to one sandbox
 	Host  string    `json:"host"` // normal form, or an IP address
 	Port  uint16    `json:"port"`
 	Allow bool      `json:"allow"` // false: denied and muted
 	By    string    `json:"by"`    // who decided: uid and pid of the peer
 	Since time.Time `json:"since"`
+
+	// Counted is set for an approval of so many connections: Uses are left.
+	// The monitor alone takes one away, before the connection passes.
+	Counted bool `json:"counted,omitempty"`
+	Uses    int  `json:"uses,omitempty"`
+	// Request, of a Counted one, is the connection that was shown to the
+	// operator: while that waits, the use is its alone.
+	Request string `json:"request,omitempty"`
+	// Until is when the grant ends; 0: with the sandbox.
+	Until Uptime `json:"until,omitempty"`
 }
+
+// Ended tells whether a grant counts no more at the time now.
+func (g *Grant) Ended(now Uptime) bool { return g.Until != 0 && now >= g.Until }
+
+// Spent tells whether nothing of a counted grant is left.
+func (g *Grant) Spent() bool { return g.Counted && g.Uses <= 0 }
 
 // Whois answers Who with the same N.
 type Whois struct {
@@ -96,6 +118,7 @@ type Written struct {
 type ToMonitorFromWorker struct {
 	Applied *Applied `json:"applied,omitempty"`
 	Who     *Who     `json:"who,omitempty"`
+	Use     *Use     `json:"use,omitempty"`
 	Records *Records `json:"records,omitempty"`
 }
 
@@ -111,6 +134,20 @@ type Who struct {
 	N   uint64         `json:"n"`
 	Src netip.AddrPort `json:"src"`
 	Dst netip.AddrPort `json:"dst"` // as the program dialed it
+}
+
+// Use asks for one use of a counted grant. It is gone once Used says so,
+// whatever becomes of the connection.
+type Use struct {
+	N       uint64 `json:"n"`
+	Grant   uint64 `json:"grant"`
+	Request string `json:"request"`
+}
+
+// Used answers Use with the same N.
+type Used struct {
+	N     uint64 `json:"n"`
+	Fault string `json:"fault,omitempty"` // there is none to be had, and why
 }
 
 // Records are decisions to be written. N is the number of the last; numbers
@@ -131,6 +168,7 @@ type Record struct {
 	Src        netip.AddrPort `json:"src"`  // the program's end
 	Dst        netip.AddrPort `json:"dst"`  // what the program dialed; invalid: no TCP connection
 	Reason     string         `json:"reason,omitempty"`
+	Would      string         `json:"would,omitempty"`  // with Allow: what it would be refused for, were it enforced
 	Detail     string         `json:"detail,omitempty"` // for people; escaped by the log
 	Rule       string         `json:"rule,omitempty"`   // file:line, "grant", "built-in"
 	Generation uint64         `json:"generation"`
@@ -154,4 +192,5 @@ const (
 	End    Verdict = "end"
 	Cut    Verdict = "cut"
 	Fail   Verdict = "fail"
+	Hold   Verdict = "hold" // it waits for the operator
 )

@@ -30,6 +30,14 @@ type flow struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 
+	by      policy.Owner // as far as it was asked for
+	asked   bool         // for the owner
+	granted uint64       // the counted grant of which it has a use; 0: none
+	why     string       // detail of a refusal by a rule's bound
+	waits   bool         // it has a place among those that wait for the operator
+	tally   *tally       // guarded by flows.mu; nil: not counted by its rule
+	meter   *meter       // nil: the program may send as much as it likes
+
 	proto    string // "tcp", "tls", "http", "dns"
 	method   string
 	sent     int64
@@ -49,15 +57,16 @@ type flow struct {
 
 // flows are the allowed connections.
 type flows struct {
-	mu  sync.Mutex
-	set map[*flow]struct{}
+	mu      sync.Mutex
+	set     map[*flow]struct{}
+	tallies map[string]*tally // by the rule's key
 }
 
-// add enters f unless there are too many.
-func (fs *flows) add(f *flow) bool {
+// add enters f unless there are as many as there may be.
+func (fs *flows) add(f *flow, most int) bool {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if len(fs.set) >= maxFlows {
+	if len(fs.set) >= most {
 		return false
 	}
 	if fs.set == nil {
@@ -70,6 +79,10 @@ func (fs *flows) add(f *flow) bool {
 func (fs *flows) remove(f *flow) {
 	fs.mu.Lock()
 	delete(fs.set, f)
+	if f.tally != nil {
+		f.tally.open--
+		f.tally = nil
+	}
 	fs.mu.Unlock()
 }
 
@@ -108,23 +121,73 @@ func (s *server) admit(c *net.TCPConn) {
 		return
 	}
 	f.request = s.boot + "-" + strconv.FormatUint(s.serial.Add(1), 10)
-	known := s.flows.add(f)
-	f.decide() // entered first: rules that change meanwhile find it
-	switch {
-	case !f.verdict.allow:
-		s.flows.remove(f)
-		s.decline(f)
-	case !known:
-		f.cancel()
-		f.verdict.reason = policy.TooMany
-		f.refuseAtOnce()
-	default:
-		s.wg.Go(f.serve)
+	known := s.enter(f)
+	f.decide(f.started) // entered first: rules that change meanwhile find it
+	if !f.verdict.asks || !known {
+		s.settle(f, known)
+		return
 	}
+	s.wg.Go(func() {
+		f.identify()
+		f.decide(time.Now())
+		s.settle(f, known)
+	})
+}
+
+func (s *server) enter(f *flow) bool { return s.flows.add(f, s.rules.Load().flows()) }
+
+// identify learns whose connection this is, for rules that depend on it. It
+// takes a round trip; f.mu must not be held.
+func (f *flow) identify() {
+	p := f.owner()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = true
+	if p != nil && p.Unsure == "" {
+		f.by.Exe = p.Exe
+	}
+}
+
+// settle does what was decided, unless the operator is to be waited for.
+func (s *server) settle(f *flow, known bool) {
+	if !f.verdict.allow {
+		s.flows.remove(f)
+		if s.hold(f) {
+			return
+		}
+	}
+	s.conclude(f, known)
+}
+
+// conclude does what was decided. It does not block.
+func (s *server) conclude(f *flow, known bool) {
+	if !f.verdict.allow {
+		s.decline(f)
+		return
+	}
+	var reason policy.Reason
+	if known {
+		reason, f.why = s.flows.count(f, f.verdict.rule, time.Now())
+	}
+	if known && reason == "" {
+		s.wg.Go(f.serve)
+		return
+	}
+	s.flows.remove(f)
+	f.cancel()
+	f.verdict.allow, f.verdict.reason = false, reason
+	if known {
+		s.decline(f)
+		return
+	}
+	f.waited()
+	f.verdict.reason = policy.TooMany
+	f.refuseAtOnce()
 }
 
 // decline refuses politely where there is room, else at once.
 func (s *server) decline(f *flow) {
+	f.waited()
 	if !s.refusals.take() {
 		f.refuseAtOnce()
 		return
@@ -172,19 +235,25 @@ func (f *flow) find() {
 
 // decide asks the rules in force. It and recheck exclude each other, so that a
 // connection is either decided by new rules or checked again by them.
-func (f *flow) decide() {
+func (f *flow) decide(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.verdict = f.s.rules.Load().decide(f.target, f.started)
+	f.verdict = f.s.rules.Load().decide(f.attempt(), now)
 	f.raw = f.verdict.raw()
 	if f.verdict.allow && f.target.host == "" {
 		if reason, _ := f.s.guard.judge(f.target.addr, f.verdict.private); reason != "" {
+			f.waited()
 			f.verdict.allow, f.verdict.reason = false, reason
 		}
 	}
 	if f.verdict.allow { // from here on recheck may cut it
 		f.ctx, f.cancel = context.WithCancel(f.s.ctx)
 	}
+}
+
+// attempt is what the rules are asked. f.mu is held.
+func (f *flow) attempt() attempt {
+	return attempt{target: f.target, by: f.by, request: f.request, used: f.granted != 0, waits: f.s.waiting.has}
 }
 
 // inForce is the verdict by the rules as they are now.
@@ -202,13 +271,20 @@ func (f *flow) recheck(r *rules, now time.Time) bool {
 	if !f.verdict.allow || f.cut != "" || f.gone {
 		return false
 	}
-	v := r.decide(f.target, now)
+	v := r.decide(f.attempt(), now)
+	if v.asks && !f.asked && f.s.ctx.Err() == nil {
+		f.s.wg.Go(func() { // it comes again when the owner is known
+			f.identify()
+			f.recheck(f.s.rules.Load(), time.Now())
+		})
+		return false
+	}
 	ok := v.allow && (v.raw() || !f.raw || !strict(f.target.port))
 	if ok && f.addr.IsValid() {
 		ok = f.s.guard.permits(v, f.addr, now)
 	}
 	if ok {
-		f.verdict.rules, f.verdict.rule = v.rules, v.rule // for a dial to come, or under way
+		f.verdict.rules, f.verdict.rule, f.verdict.spends = v.rules, v.rule, v.spends // for a dial to come, or under way
 		return false
 	}
 	f.cut = policy.Revoked
@@ -225,6 +301,7 @@ func (f *flow) serve() {
 	defer f.close()
 	defer f.s.flows.remove(f)
 	defer f.cancel()
+	defer f.watchIdle()()
 	switch {
 	case f.raw || !strict(f.target.port):
 		f.serveAny()
@@ -316,7 +393,7 @@ func (f *flow) firstBytes(src *source) ([]byte, error) {
 	for {
 		b, err := src.more(copySize)
 		for asks, _ := asksForTLS(b); asks; asks, _ = asksForTLS(b) {
-			n, werr := f.up.Write(b[:len(sslRequest)])
+			n, werr := f.way(f.up).Write(b[:len(sslRequest)])
 			f.sent += int64(n)
 			if werr != nil {
 				return nil, werr
@@ -395,6 +472,10 @@ func (f *flow) serveHTTP() {
 // open has the decision recorded and connects to the server. If it returns
 // false the connection has ended.
 func (f *flow) open() bool {
+	if !f.spend() {
+		f.refuse(fault{reason: f.target.unlisted(), proto: f.proto, detail: "the approval is used up"})
+		return false
+	}
 	if err := f.s.records.write(f.record(control.Allow, "", "")); err != nil {
 		f.answer(fault{reason: policy.Unrecorded, proto: f.proto})
 		return false
@@ -438,6 +519,9 @@ func (f *flow) connected(up *dialed) bool {
 		return false
 	}
 	f.up = up.TCPConn
+	if most := f.verdict.uploads(); most > 0 {
+		f.meter = &meter{f: f, to: f.up, left: most}
+	}
 	return true
 }
 
@@ -487,6 +571,7 @@ func (f *flow) finish() {
 
 // close lets go of everything.
 func (f *flow) close() {
+	f.waited()
 	f.c.Close()
 	f.mu.Lock()
 	up := f.up
@@ -506,13 +591,16 @@ func (f *flow) unname() {
 // record describes the connection as it is now.
 func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail string) control.Record {
 	f.mu.Lock()
-	addr, where, generation := f.addr, f.verdict.where, f.verdict.generation
+	addr, where, would, generation := f.addr, f.verdict.where, f.verdict.would, f.verdict.generation
 	f.mu.Unlock()
 	r := control.Record{
 		Verdict: verdict, Proto: f.proto, Host: f.target.name(), Port: f.target.port,
 		Addr: addr, Src: f.src, Dst: f.dst, Reason: string(reason), Detail: detail,
 		Rule: where, Generation: generation,
 		Request: f.request, Method: f.method,
+	}
+	if verdict == control.Allow {
+		r.Would = string(would)
 	}
 	if f.target.host == "" && !r.Addr.IsValid() {
 		r.Addr = f.dst

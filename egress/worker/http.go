@@ -427,7 +427,7 @@ func (f *flow) passRequests(br *bufio.Reader, h *head) *fault {
 }
 
 func (f *flow) writeHead(h *head) error {
-	n, err := f.up.Write(h.appendTo(make([]byte, 0, 1024), f.target))
+	n, err := f.way(f.up).Write(h.appendTo(make([]byte, 0, 1024), f.target))
 	f.sent += int64(n)
 	return err
 }
@@ -443,7 +443,7 @@ func (f *flow) writeBody(br *bufio.Reader, h *head) (*fault, bool) {
 		}
 		return nil, err == nil
 	}
-	w := httputil.NewChunkedWriter(f.up)
+	w := httputil.NewChunkedWriter(f.way(f.up))
 	n, err := io.Copy(w, httputil.NewChunkedReader(br))
 	f.sent += n
 	if err == nil {
@@ -460,7 +460,7 @@ func (f *flow) writeBody(br *bufio.Reader, h *head) (*fault, bool) {
 	case err != nil:
 		return &fault{reason: policy.Malformed, proto: "http", detail: "the chunked body is malformed"}, false
 	}
-	if _, err := io.WriteString(f.up, "0\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(f.way(f.up), "0\r\n\r\n"); err != nil {
 		f.ended(f.up, f.c, err)
 		return nil, false
 	}
@@ -474,11 +474,11 @@ func (f *flow) writeLength(br *bufio.Reader, n int64) error {
 		return nil
 	}
 	held, _ := br.Peek(int(min(n, int64(br.Buffered()))))
-	m, err := f.up.Write(held)
+	m, err := f.way(f.up).Write(held)
 	br.Discard(m)
 	f.sent += int64(m)
 	if rest := n - int64(len(held)); err == nil && rest > 0 {
-		m, cerr := io.CopyN(f.up, f.c, rest)
+		m, cerr := io.CopyN(f.way(f.up), f.c, rest)
 		f.sent += m
 		return cerr
 	}
@@ -531,7 +531,7 @@ func (f *flow) awaitSwitch(back *source) (bool, error) {
 // passSwitched passes what is no longer HTTP.
 func (f *flow) passSwitched(br *bufio.Reader) {
 	rest, _ := br.Peek(br.Buffered())
-	n, err := f.up.Write(rest)
+	n, err := f.way(f.up).Write(rest)
 	f.sent += int64(n)
 	src, serr := newSource(f.c)
 	if err != nil || serr != nil {

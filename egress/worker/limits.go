@@ -11,6 +11,12 @@ const (
 	// maxRefusals is how many refused connections wait for a polite answer.
 	// Those beyond are reset at once; they are recorded all the same.
 	maxRefusals = 128
+	// maxHeld is how many connections wait for the operator at once. Those
+	// beyond are refused.
+	maxHeld = 64
+	// recheckTime is how long the clock may have been set to another time before
+	// rules that end by it are looked at again.
+	recheckTime = time.Second
 	// maxDNSConns is how many TCP connections carry DNS. Those beyond are
 	// reset.
 	maxDNSConns = 64

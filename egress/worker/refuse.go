@@ -40,6 +40,9 @@ func (f *flow) sniff() fault {
 	if f.target.host != "" {
 		ft.detail = "" // the name is known; the hint may be a lie
 	}
+	if f.why != "" {
+		ft.detail = f.why
+	}
 	return ft
 }
 
@@ -92,7 +95,7 @@ func (f *flow) refuse(ft fault) {
 
 // refuseAtOnce does it without asking, waiting or politeness.
 func (f *flow) refuseAtOnce() {
-	f.s.records.noteRefusal(f.record(control.Refuse, f.verdict.reason, ""))
+	f.s.records.noteRefusal(f.record(control.Refuse, f.verdict.reason, f.why))
 	f.unname()
 	reset(f.c)
 }
@@ -144,7 +147,7 @@ func (f *flow) response(status int, reason, detail string) []byte {
 		Reason: reason, Detail: detail, Request: f.request,
 	}
 	switch policy.Reason(reason) {
-	case policy.NotListed, policy.DirectAddress:
+	case policy.NotListed, policy.DirectAddress, policy.WrongProgram:
 		r.Hint = fmt.Sprintf("an operator allows it with: nemoclawctl approve %s %s:%d", f.s.id, r.Host, r.Port)
 	}
 	if status == http.StatusBadGateway {

@@ -99,14 +99,15 @@ func (s *source) release() {
 func (f *flow) pass(dst *net.TCPConn, s *source) int64 {
 	defer s.release()
 	var n int64
-	for n < spliceAfter {
+	to := f.way(dst)
+	for n < spliceAfter || to != dst {
 		if len(s.buf) == 0 {
 			if _, err := s.more(copySize); err != nil {
 				f.ended(dst, s.c, err)
 				return n
 			}
 		}
-		m, err := dst.Write(s.buf)
+		m, err := to.Write(s.buf)
 		s.release()
 		n += int64(m)
 		if err != nil {

@@ -28,8 +28,7 @@ func (t target) name() string {
 type rules struct {
 	generation uint64
 	policy     *policy.Policy
-	grants     map[target]bool // true: allowed
-	granted    map[string]bool // names with an allowing grant
+	grants     map[target]control.Grant
 	noUplink   bool
 }
 
@@ -38,10 +37,14 @@ func newRules(m *control.Rules) (*rules, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rules{
-		generation: m.Generation, policy: p, noUplink: m.NoUplink,
-		grants: map[target]bool{}, granted: map[string]bool{},
-	}
+	now := control.Now()
+	p.Begin(time.Now(), func(r *policy.Rule) time.Duration {
+		if began, ok := m.Began[r.Key()]; ok {
+			return time.Duration(now - began)
+		}
+		return 0
+	})
+	r := &rules{generation: m.Generation, policy: p, noUplink: m.NoUplink, grants: map[target]control.Grant{}}
 	for _, g := range m.Grants {
 		r.grant(g)
 	}
@@ -55,52 +58,91 @@ func (r *rules) grant(g control.Grant) {
 	if a, err := netip.ParseAddr(g.Host); err == nil {
 		t = target{addr: a.Unmap().WithZone(""), port: g.Port}
 	}
-	if old, ok := r.grants[t]; ok && !old {
+	if old, ok := r.grants[t]; ok && !old.Allow {
 		return
 	}
-	r.grants[t] = g.Allow
-	if g.Allow && t.host != "" {
-		r.granted[t.host] = true
-	}
+	r.grants[t] = g
+}
+
+// attempt is what is decided: a program's wish, as far as it is known.
+type attempt struct {
+	target
+	by      policy.Owner // zero: unknown
+	request string
+	used    bool // it has had its use of a counted grant
+	// waits, if not nil, tells whether another request still waits.
+	waits func(request string) bool
 }
 
 // verdict is what the rules say about a target.
 type verdict struct {
 	allow      bool
 	reason     policy.Reason // empty if allow
+	would      policy.Reason // with allow: what it is let off by "enforce: audit"
+	asks       bool          // with the owner known, it may be another
 	where      string        // the rule, as records name it; empty: none
 	rule       *policy.Rule  // nil: none, or a grant
+	spends     uint64        // the grant of which it takes a use; 0: none
 	rules      *rules        // that decided
 	generation uint64
 }
 
 // decide never forgets a denial: the operator's, then the policy's; then what
-// the policy allows passes, then what the operator granted.
-func (r *rules) decide(t target, now time.Time) verdict {
+// the policy allows passes, then what the operator granted, then what is only
+// tried out.
+func (r *rules) decide(a attempt, now time.Time) verdict {
 	v := verdict{rules: r, generation: r.generation}
-	grant, decided := r.grants[t]
-	switch p := r.ask(t, now); {
+	g := r.granted(a)
+	switch p := r.ask(a, now); {
 	case r.noUplink:
 		v.reason = policy.NoUplink
-	case decided && !grant:
+	case g != nil && !g.Allow:
 		v.reason, v.where = policy.Denied, "grant"
-	case p.Allow:
-		v.allow, v.rule, v.where = true, p.Rule, r.policy.Where(p.Rule)
+	case p.Allow && (p.Would == "" || g == nil):
+		v.allow, v.rule, v.would, v.asks, v.where = true, p.Rule, p.Would, p.Asks, r.where(p.Rule)
 	case p.Reason == policy.Denied:
 		v.reason, v.where = p.Reason, r.policy.Where(p.Rule)
-	case decided:
+	case g != nil:
 		v.allow, v.where = true, "grant"
+		if g.Counted && !a.used {
+			v.spends = g.ID
+		}
 	default:
-		v.reason = p.Reason
+		v.reason, v.asks = p.Reason, p.Asks
 	}
 	return v
 }
 
-func (r *rules) ask(t target, now time.Time) policy.Verdict {
-	if t.host != "" {
-		return r.policy.Decide(t.host, t.port, policy.Owner{}, now)
+// where names a rule in records; what no rule allows passes by the policy's
+// egress.enforce.
+func (r *rules) where(rule *policy.Rule) string {
+	if rule == nil && r.policy.Egress.Audit {
+		return "enforce: audit"
 	}
-	return r.policy.DecideAddr(t.addr, t.port, policy.Owner{}, now)
+	return r.policy.Where(rule)
+}
+
+// granted returns the operator's decision that counts for an attempt, or nil.
+func (r *rules) granted(a attempt) *control.Grant {
+	g, ok := r.grants[a.target]
+	switch {
+	case !ok || g.Until != 0 && g.Ended(control.Now()):
+		return nil
+	case !g.Counted || a.used:
+		return &g
+	case g.Spent():
+		return nil
+	case g.Request != "" && g.Request != a.request && a.waits != nil && a.waits(g.Request):
+		return nil // it is another's, who is still there to take it
+	}
+	return &g
+}
+
+func (r *rules) ask(a attempt, now time.Time) policy.Verdict {
+	if a.host != "" {
+		return r.policy.Decide(a.host, a.port, a.by, now)
+	}
+	return r.policy.DecideAddr(a.addr, a.port, a.by, now)
 }
 
 // raw tells whether any protocol may pass, on ports 80 and 443 too.
@@ -118,17 +160,62 @@ func (v verdict) denies(addr netip.Addr, port uint16, now time.Time) bool {
 
 // listed tells whether a connection to host could be allowed on some port.
 func (r *rules) listed(host string) bool {
-	return r != nil && (r.policy.Listed(host) || r.granted[host])
-}
-
-// expires returns when the next rule expires; zero: none does.
-func (r *rules) expires(now time.Time) time.Time {
-	var next time.Time
-	for i := range r.policy.Egress.Rules {
-		e := r.policy.Egress.Rules[i].Expires
-		if e.After(now) && (next.IsZero() || e.Before(next)) {
-			next = e
+	if r == nil {
+		return false
+	}
+	if r.policy.Listed(host) {
+		return true
+	}
+	for t, g := range r.grants {
+		if t.host == host && g.Allow && !g.Spent() && !g.Ended(control.Now()) {
+			return true
 		}
 	}
-	return next
+	return false
+}
+
+// untilNext returns how long no rule and no grant ends; 0: none ever does. The
+// clock may be set meanwhile, so that it is never longer than recheckTime.
+func (r *rules) untilNext(now time.Time) time.Duration {
+	var next time.Duration
+	ends := func(in time.Duration) {
+		if in > 0 && (next == 0 || in < next) {
+			next = in
+		}
+	}
+	for i := range r.policy.Egress.Rules {
+		if e := r.policy.Egress.Rules[i].Ends(); !e.IsZero() {
+			ends(e.Sub(now))
+		}
+	}
+	for _, g := range r.grants {
+		if g.Until != 0 {
+			ends(time.Duration(g.Until - control.Now()))
+		}
+	}
+	return min(next, recheckTime)
+}
+
+// uploads returns how many bytes a program may send by the verdict; 0: no bound.
+func (v verdict) uploads() int64 {
+	if v.rule != nil && v.rule.MaxUpload > 0 {
+		return v.rule.MaxUpload
+	}
+	return v.rules.policy.Egress.Defaults.MaxUpload
+}
+
+// idles returns how long nothing may pass by the verdict; 0: for ever.
+func (v verdict) idles() time.Duration {
+	if v.rule != nil && v.rule.IdleTimeout > 0 {
+		return v.rule.IdleTimeout
+	}
+	return v.rules.policy.Egress.Defaults.IdleTimeout
+}
+
+// flows returns how many connections may be open at once.
+func (r *rules) flows() int {
+	if n := r.policy.Egress.Defaults.MaxConnections; n > 0 {
+		return min(n, maxFlows)
+	}
+	return maxFlows
 }

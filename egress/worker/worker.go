@@ -53,6 +53,8 @@ type server struct {
 	dns     *dns.Server
 	records *recorder
 	asked   *asker
+	spender spender
+	waiting waiting
 	names   *resolver
 	guard   *guard
 	dialer  *net.Dialer
@@ -77,6 +79,7 @@ func (w *Worker) Run(conn *control.Conn) error {
 	s := &server{Worker: w, conn: conn, ctx: ctx, boot: bootID()}
 	s.records = newRecorder(ctx, conn)
 	s.asked = newAsker(conn)
+	s.spender.s = s
 	s.refusals.free.Store(maxRefusals)
 	s.dnsConns.free.Store(maxDNSConns)
 	s.wg.Go(s.records.send)
@@ -123,6 +126,8 @@ func (s *server) obey(m *control.ToWorker, files []*os.File) error {
 		return s.apply(m.Rules)
 	case m.Process != nil:
 		s.asked.answer(m.Process)
+	case m.Used != nil:
+		s.spender.answer(m.Used)
 	case m.Written != nil:
 		s.records.written(m.Written)
 	default:
@@ -246,6 +251,7 @@ func (s *server) apply(m *control.Rules) error {
 		s.rules.Store(r)
 		s.guard.refresh() // links may have come or gone
 		applied.Cut = s.recheck()
+		s.waiting.wake()
 		s.serve()
 	}
 	return s.conn.Send(control.ToMonitorFromWorker{Applied: &applied})
@@ -267,8 +273,8 @@ func (s *server) recheck() int {
 		s.expiry.Stop()
 		s.expiry = nil
 	}
-	if next := r.expires(now); !next.IsZero() && s.ctx.Err() == nil {
-		s.expiry = time.AfterFunc(next.Sub(now), func() { s.recheck() })
+	if next := r.untilNext(now); next > 0 && s.ctx.Err() == nil {
+		s.expiry = time.AfterFunc(next, func() { s.recheck() })
 	}
 	return cut
 }

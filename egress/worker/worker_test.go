@@ -41,6 +41,8 @@ type sandbox struct {
 
 	mu      sync.Mutex
 	fault   string                              // given to Written
+	owner   control.Process                     // of every connection
+	uses    map[uint64]int                      // left of counted grants
 	held    chan struct{}                       // if not nil, Written waits for it
 	far     chan struct{}                       // if not nil, what is dialed answers only then
 	dst     map[netip.AddrPort]netip.AddrPort   // of a program's connections
@@ -59,6 +61,8 @@ func newSandbox(t testing.TB, policy string) *sandbox {
 		records: make(chan control.Record, 10000),
 		applied: make(chan control.Applied, 10),
 		dialed:  make(chan netip.AddrPort, 10000),
+		owner:   control.Process{PID: 42, Name: "agent"},
+		uses:    map[uint64]int{},
 		dst:     map[netip.AddrPort]netip.AddrPort{},
 		names:   map[string][]netip.Addr{},
 		servers: map[netip.AddrPort]*net.TCPListener{},
@@ -133,7 +137,9 @@ func (sb *sandbox) obey(conn *control.Conn) {
 		case m.Applied != nil:
 			sb.applied <- *m.Applied
 		case m.Who != nil:
-			conn.Send(control.ToWorker{Process: &control.Whois{N: m.Who.N, Process: &control.Process{PID: 42, Name: "agent"}}})
+			conn.Send(control.ToWorker{Process: &control.Whois{N: m.Who.N, Process: sb.whose()}})
+		case m.Use != nil:
+			conn.Send(control.ToWorker{Used: sb.use(m.Use)})
 		case m.Records != nil:
 			sb.mu.Lock()
 			held, fault := sb.held, sb.fault
@@ -152,6 +158,25 @@ func (sb *sandbox) obey(conn *control.Conn) {
 			}()
 		}
 	}
+}
+
+// whose is the monitor's answer to whose a connection is.
+func (sb *sandbox) whose() *control.Process {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	p := sb.owner
+	return &p
+}
+
+// use is the monitor's answer to who wants a use of a grant.
+func (sb *sandbox) use(u *control.Use) *control.Used {
+	sb.mu.Lock()
+	defer sb.mu.Unlock()
+	if sb.uses[u.Grant] == 0 {
+		return &control.Used{N: u.N, Fault: "it is used up"}
+	}
+	sb.uses[u.Grant]--
+	return &control.Used{N: u.N}
 }
 
 // set changes how the monitor behaves.

@@ -158,3 +158,6 @@ func (r *Rule) Options() string {
 	add(len(r.DNS) > 0, "dns: %s", strings.Join(r.DNS, " "))
 	return strings.Join(words, "; ")
 }
+
+// Key tells a rule from others, and is the same wherever it is written.
+func (r *Rule) Key() string { return r.String() + " " + r.Options() }
