@@ -73,12 +73,15 @@ const (
 	ActivityReset  = 3
 	ActivityFail   = 4
 	ActivityRefuse = 5
+	ActivityOther  = 99
 )
 
 // Dispositions of Network (OCSF disposition_id).
 const (
 	Allowed       = 1
 	Blocked       = 2
+	Delayed       = 14
+	Logged        = 17 // allowed, and would not be if it were enforced
 	AccessRevoked = 24
 	Errored       = 27
 )
@@ -104,6 +107,7 @@ type NetworkMore struct {
 	Link
 	Verdict    string `json:"verdict"`
 	Reason     string `json:"reason,omitempty"`
+	Would      string `json:"would,omitempty"` // why it would be refused, if that were enforced
 	Detail     string `json:"detail,omitempty"`
 	Method     string `json:"method,omitempty"`
 	Generation uint64 `json:"generation"`       // of the policy that decided
@@ -206,6 +210,7 @@ type ChangeMore struct {
 	Verb         string `json:"verb,omitempty"`
 	Host         string `json:"host,omitempty"`
 	Port         uint16 `json:"port,omitempty"`
+	Grant        uint64 `json:"grant,omitempty"` // number of what the decision gave or took
 	// Torn is the SHA-256 of the unfinished piece that this line seals.
 	Torn string `json:"torn,omitempty"`
 }

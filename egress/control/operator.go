@@ -36,8 +36,10 @@ type Status struct {
 	Notes       []string `json:"notes,omitempty"`
 }
 
-// Pending is a host and port that were refused and not yet decided upon.
+// Pending is a host and port that were refused, or wait, and are not yet decided
+// upon.
 type Pending struct {
+	N       uint64    `json:"n"` // names the entry for as long as it is one
 	Host    string    `json:"host"`
 	Port    uint16    `json:"port"`
 	Reason  string    `json:"reason"`
@@ -46,19 +48,34 @@ type Pending struct {
 	Last    time.Time `json:"last"`
 	Request string    `json:"request"` // of the latest attempt
 	Process *Process  `json:"process,omitempty"`
+	// Waiting connections are let through if they are approved before Until.
+	Waiting int        `json:"waiting,omitempty"`
+	Until   *time.Time `json:"until,omitempty"` // of the latest
 }
 
 // Decision is an operator's word about a host and port.
 type Decision struct {
-	Verb string `json:"verb"` // "approve", "deny" or "permanent": the last one only records that the policy file was changed
-	Host string `json:"host"`
-	Port uint16 `json:"port"`
-	File string `json:"file,omitempty"` // with "permanent": the file that was changed
+	// Verb is "approve", "deny", "revoke" or "permanent"; the last one only
+	// records that the policy file was changed.
+	Verb string `json:"verb"`
+	Host string `json:"host,omitempty"`
+	Port uint16 `json:"port,omitempty"`
+
+	// Of approve; none of them: until the sandbox ends.
+	Once    bool          `json:"once,omitempty"`    // one connection
+	Request string        `json:"request,omitempty"` // with Once: the one that was shown
+	Uses    int           `json:"uses,omitempty"`    // so many
+	For     time.Duration `json:"for,omitempty"`     // nanoseconds
+
+	Grant uint64 `json:"grant,omitempty"` // with revoke, in place of host and port
+	File  string `json:"file,omitempty"`  // with permanent: the file that was changed
 }
 
 // Decided answers a Decision: the rules of Generation are in force.
 type Decided struct {
 	Generation uint64 `json:"generation"`
+	Grant      Grant  `json:"grant"`             // that was given or revoked
+	Cut        int    `json:"cut,omitempty"`     // connections ended because of it
 	Warning    string `json:"warning,omitempty"` // e.g. a deny rule still beats the approval
 }
 

@@ -60,6 +60,7 @@ type Monitor struct {
 	listeners []*os.File
 	names     *os.File
 	log       *audit.Log
+	ledger    *ledger
 	since     time.Time
 	owners    *owners
 	watch     *watcher
@@ -179,16 +180,17 @@ func (m *Monitor) loadRules() error {
 	if err != nil {
 		return err
 	}
-	grants, err := control.ReadGrants(m.Dir)
-	if err != nil {
-		return fmt.Errorf("cannot read the operator's decisions: %w", err)
+	if m.ledger, err = openLedger(m.Dir); err != nil {
+		return err
+	}
+	if err := m.ledger.begin(p); err != nil {
+		return err
 	}
 	m.rules = rules{
 		generation: 1,
 		policy:     p,
 		created:    p,
 		source:     a.Policy,
-		grants:     grants,
 		applied:    make(chan struct{}),
 	}
 	return nil

@@ -24,8 +24,14 @@ import (
 const (
 	// maxBody is the largest request of an operator, in bytes.
 	maxBody = 64 << 10
-	// maxGrants bounds an operator's decisions.
-	maxGrants = 1000
+	// maxUses and maxFor bound one approval.
+	maxUses = 10_000
+	maxFor  = 366 * 24 * time.Hour
+	// maxAsking is how many operators are answered at once; more are sent away.
+	maxAsking = 64
+	// answerTime is how long an operator may take to read an answer, and to say
+	// what he wants.
+	answerTime = 30 * time.Second
 	// eventPatience is how long a reader of events may keep one line waiting.
 	eventPatience = 10 * time.Second
 )
@@ -46,6 +52,8 @@ func (m *Monitor) serveOperator() func() {
 	srv := &http.Server{
 		Handler:           m.handler(),
 		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       answerTime,
+		WriteTimeout:      answerTime, // events set their own
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -83,17 +91,25 @@ func (m *Monitor) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.status()) })
 	mux.HandleFunc("GET /v1/pending", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.undecided()) })
-	mux.HandleFunc("GET /v1/grants", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.grants()) })
+	mux.HandleFunc("GET /v1/grants", func(w http.ResponseWriter, _ *http.Request) { reply(w, m.ledger.grants()) })
 	mux.HandleFunc("POST /v1/decisions", m.serveDecision)
 	mux.HandleFunc("POST /v1/reload", m.serveReload)
 	mux.HandleFunc("GET /v1/events", m.serveEvents)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("cannot answer %s %q: there is no such thing", r.Method, r.URL.Path), "")
 	})
+	places := make(chan struct{}, maxAsking)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		cred, _ := r.Context().Value(peerKey{}).(*unix.Ucred)
 		if cred == nil || cred.Uid != 0 && int(cred.Uid) != os.Getuid() {
 			refuse(w, http.StatusForbidden, errors.New("cannot answer: only root may decide for a sandbox"), "")
+			return
+		}
+		select {
+		case places <- struct{}{}:
+			defer func() { <-places }()
+		default:
+			refuse(w, http.StatusServiceUnavailable, fmt.Errorf("cannot answer more than %d at once", maxAsking), "")
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -159,12 +175,6 @@ func (m *Monitor) undecided() []control.Pending {
 	return append([]control.Pending{}, m.pending.list...)
 }
 
-func (m *Monitor) grants() []control.Grant {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return append([]control.Grant{}, m.rules.grants...)
-}
-
 func (m *Monitor) serveReload(w http.ResponseWriter, r *http.Request) {
 	answer, err := m.reload()
 	if err != nil {
@@ -182,27 +192,56 @@ func (m *Monitor) serveDecision(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("cannot understand the decision: %w", err), "")
 		return
 	}
-	host, err := normal(d.Host)
-	if err != nil {
+	if err := m.understand(&d); err != nil {
 		refuse(w, http.StatusBadRequest, err, "")
-		return
-	}
-	d.Host = host
-	if d.Port == 0 {
-		refuse(w, http.StatusBadRequest, errors.New("cannot decide without a port"), "")
-		return
-	}
-	if d.Verb != "approve" && d.Verb != "deny" && d.Verb != "permanent" {
-		refuse(w, http.StatusBadRequest, fmt.Errorf("cannot decide %q", d.Verb), "a decision is approve, deny or permanent")
 		return
 	}
 	cred := r.Context().Value(peerKey{}).(*unix.Ucred)
 	decided, err := m.decide(d, fmt.Sprintf("uid %d pid %d", cred.Uid, cred.Pid))
-	if err != nil {
+	switch {
+	case errors.Is(err, errOther):
+		refuse(w, http.StatusConflict, err, "look at what is pending, and decide again")
+	case err != nil:
 		refuse(w, http.StatusServiceUnavailable, err, "")
-		return
+	default:
+		reply(w, decided)
 	}
-	reply(w, decided)
+}
+
+// understand checks a decision and puts its host into normal form.
+func (m *Monitor) understand(d *control.Decision) error {
+	switch d.Verb {
+	case "approve":
+	case "deny", "permanent", "revoke":
+		if d.Once || d.Uses != 0 || d.For != 0 || d.Request != "" {
+			return fmt.Errorf("cannot %s for a time or a number of times", d.Verb)
+		}
+	default:
+		return fmt.Errorf("cannot decide %q: a decision is approve, deny, revoke or permanent", d.Verb)
+	}
+	switch {
+	case d.Grant != 0 && d.Verb != "revoke":
+		return fmt.Errorf("cannot %s a grant by its number", d.Verb)
+	case d.Grant != 0:
+		return nil
+	case d.Once && d.Uses != 0:
+		return errors.New("cannot approve both once and for a number of times")
+	case d.Uses < 0 || d.Uses > maxUses:
+		return fmt.Errorf("cannot approve %d times: from 1 to %d is possible", d.Uses, maxUses)
+	case d.For != 0 && (d.For < time.Second || d.For > maxFor):
+		return fmt.Errorf("cannot approve for %s: from 1s to %s is possible", d.For, maxFor)
+	case d.Request != "" && !d.Once:
+		return errors.New("cannot approve one request but with once")
+	}
+	host, err := normal(d.Host)
+	switch {
+	case err != nil:
+		return err
+	case d.Port == 0:
+		return errors.New("cannot decide without a port")
+	}
+	d.Host = host
+	return nil
 }
 
 // normal is the form in which the worker compares hosts.
@@ -225,42 +264,87 @@ func judge(p *policy.Policy, host string, port uint16, now time.Time) policy.Ver
 	return p.Decide(host, port, policy.Owner{}, now)
 }
 
+// errOther is why a decision about one request is not taken: it would be about
+// another.
+var errOther = errors.New("cannot approve that request: another one came since it was shown")
+
 // decide writes an operator's decision down, then puts it into force. Without
 // its line in the log there is none.
 func (m *Monitor) decide(d control.Decision, by string) (control.Decided, error) {
 	m.changes.Lock()
 	defer m.changes.Unlock()
-	line := m.change(audit.KindDecision, d.Verb+" "+net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port))))
-	line.Unmapped.By, line.Unmapped.Verb, line.Unmapped.Host, line.Unmapped.Port = by, d.Verb, d.Host, d.Port
-	line.Unmapped.PolicyFile = clip(d.File, maxText)
 	if d.Verb == "permanent" {
-		return control.Decided{Generation: m.generation()}, m.log.Append(line)
+		return control.Decided{Generation: m.generation()}, m.log.Append(m.decision(d, by))
 	}
-	grants, err := m.withGrant(control.Grant{Host: d.Host, Port: d.Port, Allow: d.Verb == "approve", By: by, Since: time.Now()})
+	if d.Request != "" && !m.shown(d) {
+		return control.Decided{}, errOther
+	}
+	var g control.Grant
+	err := m.ledger.change(func(kept *control.Decisions) (err error) {
+		if d.Verb == "revoke" {
+			if g, err = take(kept, d.Grant, d.Host, d.Port); err == nil {
+				d.Host, d.Port = g.Host, g.Port
+			}
+		} else {
+			g, err = add(kept, newGrant(d, by))
+		}
+		if err != nil {
+			return err
+		}
+		d.Grant = g.ID
+		return m.log.Append(m.decision(d, by))
+	})
 	if err != nil {
 		return control.Decided{}, err
 	}
-	if err := m.log.Append(line); err != nil {
-		return control.Decided{}, err
-	}
-	if err := control.WriteGrants(m.Dir, grants); err != nil {
-		return control.Decided{}, fmt.Errorf("cannot keep the decision: %w", err)
-	}
-	applied, err := m.put(func(r *rules) {
-		r.grants = grants
-		m.pending.remove(d.Host, d.Port)
+	applied, err := m.put(func(*rules) {
+		if d.Verb != "revoke" {
+			m.pending.remove(d.Host, d.Port)
+		}
 	})
-	return control.Decided{Generation: applied.Generation, Warning: m.warning(d)}, err
+	return control.Decided{Generation: applied.Generation, Grant: g, Cut: applied.Cut, Warning: m.warning(d)}, err
 }
 
-// withGrant returns the grants with g in the place of an older one for the
-// same host and port.
-func (m *Monitor) withGrant(g control.Grant) ([]control.Grant, error) {
-	grants := slices.DeleteFunc(m.grants(), func(o control.Grant) bool { return o.Host == g.Host && o.Port == g.Port })
-	if len(grants) >= maxGrants {
-		return nil, fmt.Errorf("cannot keep more than %d decisions: change the policy instead", maxGrants)
+// decision is the line about one.
+func (m *Monitor) decision(d control.Decision, by string) *audit.Change {
+	text := d.Verb + " " + net.JoinHostPort(d.Host, strconv.Itoa(int(d.Port)))
+	switch {
+	case d.Request != "":
+		text += " once, for request " + clip(d.Request, maxHost)
+	case d.Once:
+		text += " once"
+	case d.Uses > 0:
+		text += fmt.Sprintf(" %d times", d.Uses)
 	}
-	return append(grants, g), nil
+	if d.For > 0 {
+		text += " for " + d.For.String()
+	}
+	line := m.change(audit.KindDecision, text)
+	u := &line.Unmapped
+	u.By, u.Verb, u.Host, u.Port, u.Grant = by, d.Verb, d.Host, d.Port, d.Grant
+	u.PolicyFile = clip(d.File, maxText)
+	return line
+}
+
+// newGrant is what a decision grants.
+func newGrant(d control.Decision, by string) control.Grant {
+	g := control.Grant{Host: d.Host, Port: d.Port, Allow: d.Verb == "approve", By: by, Since: time.Now(), Request: d.Request, Uses: d.Uses}
+	if d.Once {
+		g.Uses = 1
+	}
+	g.Counted = g.Uses > 0
+	if d.For > 0 {
+		g.Until = control.Now() + control.Uptime(d.For)
+	}
+	return g
+}
+
+// shown tells whether the request of a decision is the one that is pending now,
+// or waits.
+func (m *Monitor) shown(d control.Decision) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pending.has(d.Host, d.Port, d.Request)
 }
 
 // warning says why an approval will not do what was meant.

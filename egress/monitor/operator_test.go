@@ -43,7 +43,16 @@ func TestDecisions(t *testing.T) {
 		{`{"verb":"approve","host":"not a host","port":22}`, 400, "", "cannot decide"},
 		{`{"verb":"approve","host":"x.example.org"}`, 400, "", "port"},
 		{`{"verb":"allow","host":"x.example.org","port":1}`, 400, "", "cannot decide \\\"allow\\\""},
-		{`{"verb":"approve","host":"x.example.org","port":1,"for":"ever"}`, 400, "", "unknown field"},
+		{`{"verb":"approve","host":"x.example.org","port":1,"forever":true}`, 400, "", "unknown field"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"uses":3,"for":60000000000}`, 200, "x.example.org:22 true", "no uplink"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"once":true,"uses":2}`, 400, "", "both once and"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"uses":-1}`, 400, "", "cannot approve -1 times"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"for":5}`, 400, "", "cannot approve for 5ns"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"request":"r1"}`, 400, "", "but with once"},
+		{`{"verb":"approve","host":"x.example.org","port":22,"once":true,"request":"r1"}`, 409, "", "another one came"},
+		{`{"verb":"deny","host":"x.example.org","port":22,"once":true}`, 400, "", "cannot deny for a time"},
+		{`{"verb":"revoke","grant":99}`, 503, "", "no such grant"},
+		{`{"verb":"revoke","host":"api.example.org","port":443}`, 200, "x.example.org:22 true", ""},
 		{`{`, 400, "", "cannot understand"},
 		{`"` + strings.Repeat("x", maxBody) + `"`, 400, "", "too large"},
 	} {
@@ -77,10 +86,219 @@ func TestDecisions(t *testing.T) {
 	// They are all there after the monitor was killed and another began.
 	s.stop()
 	s.must(s.waitEnd())
-	grants, err := control.ReadGrants(s.dir)
+	kept, err := control.ReadDecisions(s.dir)
 	s.must(err)
-	if len(grants) != 4 {
-		t.Errorf("%d grants outlive the monitor: %v", len(grants), grants)
+	if len(kept.Grants) != 3 || kept.Last != 7 {
+		t.Errorf("%d grants outlive the monitor: %+v", len(kept.Grants), kept)
+	}
+}
+
+// Uses are counted in one place: never spent twice and never given back, though
+// the worker and the monitor die as they like.
+func TestUsesAreCountedOnce(t *testing.T) {
+	s, w := up(t)
+	go w.apply()
+	var decided control.Decided
+	s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"x.example.org","port":22,"uses":3}`, &decided)
+	use := func(w *puppeteer, id uint64) string {
+		w.say(control.ToMonitorFromWorker{Use: &control.Use{N: 5, Grant: id, Request: "r"}})
+		m := w.next()
+		if m.Used == nil || m.Used.N != 5 {
+			t.Fatalf("the monitor said %+v", m.ToWorker)
+		}
+		return m.Used.Fault
+	}
+	left := func() int {
+		kept, err := control.ReadDecisions(s.dir)
+		s.must(err)
+		return kept.Grants[0].Uses
+	}
+	if fault := use(w, decided.Grant.ID); fault != "" || left() != 2 {
+		t.Errorf("the first of three: %q, %d left", fault, left())
+	}
+	if fault := use(w, decided.Grant.ID+1); fault == "" || left() != 2 {
+		t.Errorf("a use of a grant that there is not: %q, %d left", fault, left())
+	}
+
+	// The worker dies with what it took.
+	w.kill()
+	w = s.worker()
+	if r := w.apply(); r.Grants[0].Uses != 2 {
+		t.Errorf("the next worker is told of %d uses", r.Grants[0].Uses)
+	}
+	use(w, decided.Grant.ID)
+
+	// So does the monitor.
+	s.stop()
+	s.must(s.waitEnd())
+	s.begin()
+	if a := s.attach(); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	w = s.worker()
+	if r := w.apply(); len(r.Grants) != 1 || r.Grants[0].Uses != 1 || !r.Grants[0].Counted {
+		t.Errorf("the next monitor's worker is told %+v", r.Grants)
+	}
+	if fault := use(w, decided.Grant.ID); fault != "" || left() != 0 {
+		t.Errorf("the last of three: %q, %d left", fault, left())
+	}
+	if r := w.apply(); r.Grants[0].Uses != 0 { // at once, so that it refuses by itself
+		t.Errorf("a grant that is used up is told as %+v", r.Grants)
+	}
+	if fault := use(w, decided.Grant.ID); fault == "" {
+		t.Error("there was a fourth of three")
+	}
+}
+
+// No use is given that could not be written down.
+func TestUseThatCannotBeKept(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLedger(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Monitor{ledger: l}
+	if err := l.change(func(d *control.Decisions) error {
+		_, err := add(d, control.Grant{Host: "x.example.org", Port: 1, Allow: true, Counted: true, Uses: 2})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	l.dir = filepath.Join(dir, "gone")
+	if used, _ := m.spend(&control.Use{N: 1, Grant: 1}); used.Fault == "" {
+		t.Error("a use was given that the disk knows nothing of")
+	}
+	l.dir = dir
+	if used, last := m.spend(&control.Use{N: 2, Grant: 1}); used.Fault != "" || last {
+		t.Errorf("the first of two: %q, %v", used.Fault, last)
+	}
+}
+
+// Grants are bounded; those that are used up make room.
+func TestGrantsAreBounded(t *testing.T) {
+	d := new(control.Decisions)
+	for i := range control.MaxGrants + 10 {
+		_, err := add(d, control.Grant{Host: fmt.Sprintf("h%d.example.org", i), Port: 1, Allow: true, Counted: i < 5, Uses: 0})
+		if full := i >= control.MaxGrants+5; full != (err != nil) {
+			t.Fatalf("grant %d: %v", i, err)
+		}
+	}
+	if len(d.Grants) != control.MaxGrants || d.Last != control.MaxGrants+5 {
+		t.Errorf("%d are kept, the last is %d", len(d.Grants), d.Last)
+	}
+}
+
+// A grant for a time ends by the machine's uptime, which nobody can set.
+func TestGrantsEnd(t *testing.T) {
+	l, err := openLedger(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := control.Now()
+	for i, until := range []control.Uptime{now - 1, now + control.Uptime(time.Hour), 0} {
+		if err := l.change(func(d *control.Decisions) error {
+			_, err := add(d, control.Grant{Host: fmt.Sprintf("h%d.example.org", i), Port: 1, Allow: true, Until: until})
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g := l.grants(); len(g) != 2 || g[0].Host != "h1.example.org" {
+		t.Errorf("those that count are %+v", g)
+	}
+}
+
+// The time of a rule with a ttl begins when it comes into force, goes on through
+// saves that leave it as it is, and survives the monitor.
+func TestTimeToLiveGoesOn(t *testing.T) {
+	dir := t.TempDir()
+	l, err := openLedger(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const src = "egress:\n  rules:\n    - {host: a.example.org, port: 443, ttl: 1h}\n"
+	begin := func(l *ledger, src string) (at control.Uptime) {
+		t.Helper()
+		p, err := policy.Parse("policy.yaml", []byte(src))
+		if err == nil {
+			err = l.begin(p)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, at = range l.began() {
+		}
+		return at
+	}
+	first := begin(l, src)
+	if again := begin(l, "# moved\n"+src); again != first || first == 0 {
+		t.Errorf("it began at %d, after a save at %d", first, again)
+	}
+	other, err := openLedger(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := begin(other, src); again != first {
+		t.Errorf("for the next monitor it began at %d, not %d", again, first)
+	}
+	if begin(other, "egress: {rules: []}"); len(other.began()) != 0 {
+		t.Errorf("what is no rule any more is remembered: %v", other.began())
+	}
+}
+
+// A connection that waits is shown as one, and no longer once it is decided or
+// gone.
+func TestPendingThatWaits(t *testing.T) {
+	s, w := up(t)
+	go w.apply()
+	s.save("egress:\n  defaults: {on_unlisted: hold}\n  rules: []\n")
+	s.awaitLine("policy generation 2")
+	rec := func(v control.Verdict, request string) control.Record {
+		return control.Record{Verdict: v, Host: "www.example.org", Port: 443, Reason: "not-listed", Request: request}
+	}
+	list := func() (p []control.Pending) {
+		s.operator("GET", "/v1/pending", "", &p)
+		return p
+	}
+	w.record(rec(control.Hold, "r1"), rec(control.Hold, "r2"))
+	if p := list(); len(p) != 1 || p[0].Waiting != 2 || p[0].Until == nil || p[0].Count != 2 || p[0].N != 1 {
+		t.Errorf("two wait: %+v", p)
+	}
+	w.record(rec(control.Refuse, "r1"))
+	if p := list(); p[0].Waiting != 1 || p[0].Count != 2 {
+		t.Errorf("one waits: %+v", p)
+	}
+
+	// Either of those that were shown may be approved, and none that was not.
+	var f control.Fault
+	if code := s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"www.example.org","port":443,"once":true,"request":"r9"}`, &f); code != 409 {
+		t.Errorf("a request that is not there: %d %+v", code, f)
+	}
+	told := make(chan control.Rules, 1)
+	go func() { told <- w.apply() }()
+	var d control.Decided
+	if code := s.operator("POST", "/v1/decisions", `{"verb":"approve","host":"www.example.org","port":443,"once":true,"request":"r2"}`, &d); code != 200 {
+		t.Errorf("the request that waits: %d %+v", code, d)
+	}
+	if r := <-told; r.Grants[0].Request != "r2" || r.Grants[0].Uses != 1 {
+		t.Errorf("the worker is told %+v", r.Grants)
+	}
+	if p := list(); len(p) != 0 {
+		t.Errorf("what is decided is still pending: %+v", p)
+	}
+
+	// What passes only because nothing is enforced is pending too.
+	w.record(control.Record{Verdict: control.Allow, Host: "try.example.org", Port: 443, Would: "not-listed", Request: "r3"})
+	if p := list(); len(p) != 1 || p[0].Host != "try.example.org" || p[0].Reason != "not-listed" {
+		t.Errorf("what would be refused: %+v", p)
+	}
+
+	// With the worker, all who wait are gone.
+	w.record(rec(control.Hold, "r4"))
+	w.kill()
+	s.worker().apply()
+	if p := list(); p[1].Waiting != 0 {
+		t.Errorf("after the worker's end: %+v", p)
 	}
 }
 
@@ -129,7 +347,7 @@ func (s *sandbox) pendings() string {
 func TestPendingIsBounded(t *testing.T) {
 	var p pendings
 	for i := range 3 * maxPending {
-		p.add(&control.Record{Host: fmt.Sprintf("h%d.example.org", i), Port: 1, Reason: string(policy.NotListed)}, time.Unix(int64(i), 0))
+		p.add(&control.Record{Host: fmt.Sprintf("h%d.example.org", i), Port: 1, Reason: string(policy.NotListed)}, string(policy.NotListed), time.Unix(int64(i), 0))
 	}
 	if n := len(p.list); n != maxPending || p.list[0].Host != fmt.Sprintf("h%d.example.org", 2*maxPending) {
 		t.Errorf("%d are kept, the first is %s", n, p.list[0].Host)

@@ -44,7 +44,7 @@ func (m *Monitor) attribute(list []control.Record) {
 		r := &list[i]
 		if owner, known := m.owner(r.Request); known {
 			r.Process = owner
-		} else if r.Dst.IsValid() && (r.Verdict == control.Allow || r.Verdict == control.Refuse) {
+		} else if r.Dst.IsValid() && (r.Verdict == control.Allow || r.Verdict == control.Refuse || r.Verdict == control.Hold) {
 			r.Process = m.owners.find(r.Src, r.Dst, deadline)
 		}
 	}
@@ -67,14 +67,20 @@ func (m *Monitor) count(list []control.Record, written bool) {
 	for i := range list {
 		switch r := &list[i]; r.Verdict {
 		case control.Allow:
+			m.pending.release(r.Request)
 			if written {
 				m.allowed++
 				m.worker.opened(r.Request, r.Process)
 			}
+			if r.Would != "" {
+				m.pending.add(r, r.Would, now)
+			}
 		case control.Refuse:
 			m.worker.closed(r.Request) // its address was none that may be reached
 			m.refused += uint64(max(r.Count, 1))
-			m.pending.add(r, now)
+			m.pending.add(r, r.Reason, now)
+		case control.Hold:
+			m.pending.hold(r, now, m.rules.policy.Egress.Defaults.Hold)
 		case control.End, control.Cut, control.Fail:
 			m.worker.closed(r.Request)
 		}
@@ -89,6 +95,7 @@ var outcomes = map[control.Verdict]outcome{
 	control.Refuse: {audit.ActivityRefuse, 2, audit.Blocked, audit.Low, 2},
 	control.End:    {audit.ActivityClose, 1, audit.Allowed, audit.Informational, 1},
 	control.Cut:    {audit.ActivityReset, 2, audit.AccessRevoked, audit.Low, 2},
+	control.Hold:   {audit.ActivityOther, 2, audit.Delayed, audit.Low, 1},
 	control.Fail:   {audit.ActivityFail, 1, audit.Errored, audit.Informational, 2},
 }
 
@@ -101,6 +108,9 @@ func network(id string, r *control.Record) *audit.Network {
 	}
 	n := audit.NewNetwork(id, o.activity)
 	n.ActionID, n.DispositionID, n.SeverityID, n.StatusID = o.action, o.disposition, o.severity, o.status
+	if r.Verdict == control.Allow && r.Would != "" {
+		n.DispositionID, n.SeverityID = audit.Logged, audit.Low
+	}
 	n.Metadata.UID = clip(r.Request, maxHost)
 	n.Actor = actor(r.Process)
 	unsure := ""
@@ -121,6 +131,7 @@ func network(id string, r *control.Record) *audit.Network {
 	n.Unmapped = audit.NetworkMore{
 		Verdict:    clip(string(r.Verdict), maxHost),
 		Reason:     clip(r.Reason, maxHost),
+		Would:      clip(r.Would, maxHost),
 		Detail:     clip(r.Detail, maxText),
 		Method:     clip(r.Method, maxHost),
 		Generation: r.Generation,

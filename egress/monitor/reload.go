@@ -121,6 +121,9 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 	m.mu.Lock()
 	old, created := m.rules.policy, m.rules.created
 	m.mu.Unlock()
+	if err := m.ledger.begin(p); err != nil {
+		return control.Reloaded{}, m.policyFault(err, err.Error())
+	}
 	applied, err := m.put(func(r *rules) {
 		r.policy, r.source = p, src
 		r.fault, r.faulty = "", ""

@@ -16,7 +16,6 @@ type rules struct {
 	policy     *policy.Policy // in force
 	created    *policy.Policy // what layers 1 to 3 were made from
 	source     []byte         // of policy
-	grants     []control.Grant
 	links      []string
 	plugged    bool // there is a way out
 
@@ -30,12 +29,13 @@ type rules struct {
 }
 
 // message is what the worker is told.
-func (r *rules) message(file string) control.Rules {
+func (r *rules) message(file string, l *ledger) control.Rules {
 	return control.Rules{
 		Generation: r.generation,
 		File:       file,
 		Policy:     r.source,
-		Grants:     r.grants,
+		Grants:     l.grants(),
+		Began:      l.began(),
 		NoUplink:   !r.plugged,
 	}
 }
@@ -70,7 +70,7 @@ func (m *Monitor) tellRules() {
 			w.kill()
 		}
 	})
-	rules := m.rules.message(m.attached.PolicyFile)
+	rules := m.rules.message(m.attached.PolicyFile, m.ledger)
 	if err := w.conn.Send(control.ToWorker{Rules: &rules}); err != nil {
 		w.kill()
 	}

@@ -87,6 +87,7 @@ func (m *Monitor) workerEnded(why error) {
 	m.mu.Lock()
 	open := len(m.worker.open)
 	m.worker = worker{restarts: m.worker.restarts + 1}
+	m.pending.releaseAll()
 	m.rules.latest = control.Applied{} // nothing is in force until the next one says so
 	m.mu.Unlock()
 	line := m.change(audit.KindWorker, fmt.Sprintf("worker ended with %d open connections and is started again: %v", open, why))
@@ -182,6 +183,17 @@ func (m *Monitor) converse(conn *control.Conn, p *os.Process) error {
 			case questions <- question{*msg.Who, time.Now()}:
 			default: // a connection without a process is better than one that waits
 				_ = conn.Send(control.ToWorker{Process: &control.Whois{N: msg.Who.N}})
+			}
+		case msg.Use != nil:
+			used, last := m.spend(msg.Use)
+			if err := conn.Send(control.ToWorker{Used: &used}); err != nil {
+				return err
+			}
+			if last { // so that the next one is refused, or held, by the worker itself
+				m.mu.Lock()
+				m.rules.generation++
+				m.tellRules()
+				m.mu.Unlock()
 			}
 		case msg.Records != nil:
 			if err := conn.Send(control.ToWorker{Written: m.record(msg.Records)}); err != nil {

@@ -117,17 +117,15 @@ func (f *flow) waited() {
 }
 
 // spend takes a use of the grant that allows the connection, if that counts
-// them, and tells whether there was one.
+// them, and tells whether there was one. Meanwhile it counts as having one: the
+// monitor may say at any time that none is left.
 func (f *flow) spend() bool {
-	grant := f.inForce().spends
-	if grant != 0 && !f.s.spender.spend(grant, f.request) {
-		return false
-	}
 	f.mu.Lock()
-	f.granted, f.verdict.spends = grant, 0
+	f.granted = f.verdict.spends
 	f.mu.Unlock()
+	ok := f.granted == 0 || f.s.spender.spend(f.granted, f.request)
 	f.waited() // only now: the use might be its alone
-	return true
+	return ok
 }
 
 // unlisted is the reason for what no rule and no grant allows.
