@@ -20,7 +20,10 @@
 //	Plug                   the end of create, and again start; later links too
 //	Seal                   start: steer everything to the listeners and verify
 //	Prune                  when the engine removed a stand-in
-//	Unplug, Unpin          when init has exited
+//	Unplug, Unpin          when the last init has exited
+//	Return                 instead, if the namespace outlives the sandbox
+//
+// Join is how one more container comes into a namespace that is sealed already.
 //
 // # Why
 //

@@ -268,6 +268,9 @@ const stopTimeout = 3 * time.Second
 // again.
 func Stop(gateway string) error {
 	err := stopMonitor(gateway)
+	if err == nil {
+		err = giveBack(gateway)
+	}
 	if uerr := Unpin(filepath.Join(gateway, control.UplinkPin)); err == nil {
 		err = uerr
 	}
@@ -276,6 +279,29 @@ func Stop(gateway string) error {
 		return err
 	}
 	return os.RemoveAll(gateway)
+}
+
+// giveBack returns the links that a monitor which was killed did not, if their
+// namespace is still there.
+func giveBack(gateway string) error {
+	attach, err := control.ReadAttach(gateway)
+	if err != nil || attach.Namespace == "" || !attach.OwnUplink {
+		return nil // there is nothing to be given back
+	}
+	inner, err := OpenNetns(attach.Namespace)
+	if err != nil {
+		return nil // its owner has removed it
+	}
+	defer inner.Close()
+	if ino, err := inode(inner); err != nil || control.GatewayDir("", ino) != filepath.Ext(gateway) {
+		return nil // it is another by now
+	}
+	uplink, err := OpenNetns(filepath.Join(gateway, control.UplinkPin))
+	if err != nil {
+		return nil // it was unpinned before
+	}
+	defer uplink.Close()
+	return Return(inner, uplink)
 }
 
 // removeCgroup removes what a monitor that was killed could not: the cgroup

@@ -84,6 +84,24 @@ func In(ns *os.File, f func() error) error {
 	})
 }
 
+// lockNetns keeps others, of whatever process, from moving links in or out of
+// ns until unlock is called.
+func lockNetns(ns *os.File) (unlock func(), err error) {
+	// A description of its own: flock(2) locks are those of open files.
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock a network namespace: %w", err)
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot lock a network namespace: flock: %w", err)
+	}
+	return func() { f.Close() }, nil
+}
+
 // OnThread runs f on a thread that is thrown away. The process's first thread
 // is passed over: the Go runtime never ends it, and /proc/self/ns/net would
 // show f's namespace ever after.

@@ -52,6 +52,11 @@ func plug(innerNS, uplinkNS *os.File, ingress string) ([]string, error) {
 	if err := notOurs(innerNS); err != nil {
 		return nil, err
 	}
+	unlock, err := lockNetns(uplinkNS)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	inner, err := openSide(innerNS)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -9,7 +10,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	oci "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/integration/world"
@@ -233,6 +237,77 @@ func TestPodOfKubernetes(t *testing.T) {
 	k := app.up()
 	k.want("ok hello", "dial echo.good.example:7000 hello")
 	k.want("ECONNRESET", "dial "+world.Neighbour.String()+":7000 hello")
+
+	// The cable goes back, down, when the last container has ended: whichever
+	// way the gateway ends.
+	back := func(monitor int) {
+		t.Helper()
+		pidfd, err := unix.PidfdOpen(monitor, 0)
+		if err == nil {
+			defer unix.Close(pidfd)
+		}
+		for _, c := range []*box{app, pause} {
+			if got := c.nemoclaw(nil, "delete", "--force", c.id); got.code != 0 {
+				t.Fatalf("delete: %s", got)
+			}
+		}
+		if err == nil && !ended(pidfd) {
+			t.Fatal("the gateway does not end")
+		}
+		if left := plugAgain(t, ns); left != "lo eth0, down" {
+			t.Errorf("the namespace was left with %s", left)
+		}
+	}
+	back(pause.monitor())
+	pause.up().want("ok hello", "dial echo.good.example:7000 hello")
+	kill(t, pause.monitor())
+	back(0)
+	pause.up().want("ok hello", "dial echo.good.example:7000 hello")
+}
+
+// plugAgain tells what is in a namespace of a network plugin's, and brings its
+// cable up again as the plugin would.
+func plugAgain(t *testing.T, path string) string {
+	t.Helper()
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := c.ListTables()
+	if err != nil || len(tables) > 0 {
+		t.Errorf("there are %d tables left: %v", len(tables), err)
+	}
+	links, err := h.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, l := range links {
+		name := l.Attrs().Name
+		if name != "lo" {
+			if l.Attrs().Flags&net.FlagUp == 0 {
+				name += ", down"
+			}
+			if err := h.LinkSetUp(l); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.IPv4(198, 51, 100, 1)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		found = append(found, name)
+	}
+	return strings.Join(found, " ")
 }
 
 // pinNetns makes a network namespace that lives as long as the test.

@@ -112,6 +112,7 @@ type newborn struct {
 	inner   *os.File // nil until known
 	joins   string   // the state directory of the gateway that serves inner already; empty: none does
 	log     string   // the audit log
+	outlive string   // the path of a network namespace that was there before; empty: it is made now
 }
 
 // attached is how bringing up the gateway ended.
@@ -307,7 +308,7 @@ func (n *newborn) takeOver(path, runDir string) error {
 	if err != nil {
 		return fmt.Errorf("cannot use network namespace %s: %s", path, hideENOENT(err))
 	}
-	n.inner = ns // closed with n
+	n.inner, n.outlive = ns, path // closed with n
 	if err := notHost(ns); err != nil {
 		return err
 	}
@@ -413,6 +414,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
 		AuditLog:    r.auditLog(n.id),
 		Nameservers: servers, Search: search,
+		Namespace: n.outlive,
 		Notes: n.notes,
 	}
 }

@@ -46,6 +46,7 @@ func runMonitor(dir string) error {
 		Worker: []string{"/proc/self/exe", "worker"},
 		Listen: hooks.Listen,
 		Unplug: hooks.Unplug,
+		Return: hooks.Return,
 		Follow: hooks.Follow,
 		Cgroup: "/sys/fs/cgroup",
 	}

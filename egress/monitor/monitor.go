@@ -45,6 +45,9 @@ type Monitor struct {
 	// Unplug removes every link of the uplink. It is called once init has
 	// ended, and only for an uplink that was made for this sandbox.
 	Unplug func(uplink *os.File) error
+	// Return gives the uplink's links back to a namespace that outlives the
+	// sandbox; it is called then in place of Unplug.
+	Return func(inner, uplink *os.File) error
 	// Follow moves links that an engine plugs in later, and removes those it
 	// takes away, until ctx is done; it tells the links that then lead out. It
 	// is called once the program runs, and only where the engine's links are
@@ -310,6 +313,13 @@ func (m *Monitor) noteSearched(why error) {
 func (m *Monitor) unplug() {
 	if m.Unplug == nil || !m.attached.OwnUplink {
 		return
+	}
+	if m.attached.Namespace != "" && m.Return != nil {
+		err := m.Return(m.inner, m.uplink)
+		if err == nil {
+			return
+		}
+		m.note(err.Error())
 	}
 	if err := m.Unplug(m.uplink); err != nil {
 		m.note(err.Error())
