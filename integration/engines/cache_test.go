@@ -24,6 +24,7 @@ const imagePackages = "python3,git,curl,ca-certificates"
 type cache string
 
 func (c cache) engine() string  { return filepath.Join(string(c), "engine") }      // a root directory
+func (c cache) cni() string     { return filepath.Join(string(c), "cni") }         // a root directory with network plugins
 func (c cache) busybox() string { return filepath.Join(string(c), "busybox.tar") } // a root file system
 func (c cache) debian() string  { return filepath.Join(string(c), "debian.tar") }  // the same
 
@@ -90,6 +91,7 @@ func fetch() (cache, error) {
 		make       func(to, scratch string) error
 	}{
 		{c.engine(), "unpack " + strings.Join(enginePackages, ", "), unpackEngine},
+		{c.cni(), "unpack containernetworking-plugins", unpackPlugins},
 		{c.busybox(), "make the busybox image", packBusybox},
 		{c.debian(), "make the Debian image (a minute)", func(to, scratch string) error { return c.packDebian(release, to, scratch) }},
 	} {
@@ -181,6 +183,20 @@ func unpack(archives, to string) error {
 		}
 	}
 	return nil
+}
+
+// unpackPlugins gets the network plugins that Kubernetes' container runtimes
+// call.
+func unpackPlugins(to, scratch string) error {
+	if err := refresh(); err != nil {
+		return err
+	}
+	download := exec.Command("apt-get", "download", "containernetworking-plugins")
+	download.Dir = scratch
+	if err := quietly(download); err != nil {
+		return err
+	}
+	return unpack(scratch, to)
 }
 
 func packBusybox(to, scratch string) error {
