@@ -415,7 +415,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 		AuditLog:    r.auditLog(n.id),
 		Nameservers: servers, Search: search,
 		Namespace: n.outlive,
-		Notes: n.notes,
+		Notes:     n.notes,
 	}
 }
 

@@ -57,7 +57,17 @@ func newHook() (*hook, error) {
 	return h, nil
 }
 
+// firstPIDs is the inode of the machine's first pid namespace (PROC_PID_INIT_INO
+// in the kernel).
+const firstPIDs = 0xEFFFFFFC
+
 func (h *hook) load() (err error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &st); err != nil || st.Ino != firstPIDs {
+		// What the program is told are numbers of the first namespace: in
+		// another they are those of other processes.
+		return errors.New("the gateway runs in a pid namespace of its own")
+	}
 	h.seen, err = ebpf.NewMap(&ebpf.MapSpec{Name: "nemoclaw_seen", Type: ebpf.LRUHash, KeySize: 8, ValueSize: callerSize, MaxEntries: maxSeen})
 	if err != nil {
 		return err

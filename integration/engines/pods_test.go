@@ -160,7 +160,9 @@ func (p *plugin) call(t *testing.T, command string) string {
 	if command != "ADD" {
 		return ""
 	}
-	var result struct{ IPs []struct{ Address netip.Prefix } }
+	var result struct {
+		IPs []struct{ Address netip.Prefix }
+	}
 	if err := json.Unmarshal(out, &result); err != nil || len(result.IPs) != 1 {
 		t.Fatalf("the network plugin says %s: %v", out, err)
 	}
