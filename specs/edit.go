@@ -101,7 +101,7 @@ func confineProcess(proc *oci.Process, p *policy.Policy) []Edit {
 
 func firstFilter(spec *oci.Spec) (profile *oci.LinuxSeccomp, again []seccomp.Denial, note string, err error) {
 	given := spec.Linux.Seccomp
-	if given == nil {
+	if given == nil || given.DefaultAction == "" && len(given.Syscalls) == 0 { // which runc takes for none
 		if given, err = seccomp.Default(spec); err != nil {
 			return nil, nil, "", err
 		}

@@ -25,9 +25,9 @@
 // libseccomp's for the native architecture, which ends the thread by SIGSYS, and
 // the kernel takes the stricter answer. libcontainer lets nobody choose another
 // answer (SCMP_FLTATR_ACT_BADARCH). Compiling the profile for the other
-// architectures too, so that only ours answers, costs seven milliseconds for
-// each container, a fifth of its start, to be more polite to programs that are
-// refused either way.
+// architectures too, so that ours alone answers, takes six times as long
+// (BenchmarkFirstFilter): half of a container's start, to be more polite to
+// programs that are refused either way.
 package seccomp
 
 //go:generate go run numbers_gen.go

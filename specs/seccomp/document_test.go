@@ -52,7 +52,7 @@ filter still has its say.
 
 | call | answer | reason |
 |---|---|---|
-| of another architecture: 32-bit (int 0x80), x32 | a signal, SIGSYS, by the first filter; EPERM by the second | their numbers and arguments mean something else: on x86 socketcall(2) has its arguments behind a pointer, where no filter looks |
+| of another architecture: 32-bit (int 0x80), x32 | SIGSYS, which ends the thread, by the first filter; EPERM by the second | their numbers and arguments mean something else: on x86 socketcall(2) has its arguments behind a pointer, where no filter looks |
 | newer than %s, or in a gap of the table | ENOSYS | nobody has looked at them; programs take it as "this kernel is older" |
 
 Arguments are compared by their lower 32 bits, which is all that the kernel reads of the ones below: bits above cannot be used to slip past.

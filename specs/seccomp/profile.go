@@ -2,6 +2,8 @@ package seccomp
 
 import (
 	"fmt"
+	"maps"
+	"math"
 	"slices"
 
 	mobyseccomp "github.com/moby/profiles/seccomp"
@@ -36,6 +38,7 @@ func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
 	out := *profile
 	out.Architectures = []oci.Arch{nativeArch}
 	out.Syscalls = slices.Clone(profile.Syscalls)
+	horizon := horizon(profile)
 	var again []Denial
 	for _, name := range launcherCalls {
 		action, errnoRet, err := answer(profile, name)
@@ -49,10 +52,50 @@ func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		if numbers[name] > horizon {
+			denied.Errno = enosys
+		}
 		again = append(again, denied)
 		out.Syscalls = append(without(out.Syscalls, name), oci.LinuxSyscall{Names: []string{name}, Action: oci.ActAllow})
 	}
+	if newer := overtaken(horizon, again); len(newer) > 0 {
+		errnoRet := uint(enosys)
+		out.Syscalls = append(out.Syscalls, oci.LinuxSyscall{Names: newer, Action: oci.ActErrno, ErrnoRet: &errnoRet})
+	}
 	return &out, again, nil
+}
+
+// horizon is the number of the newest call that profile names. libcontainer
+// answers ENOSYS to every later one, unless the profile lets through what it does
+// not name: its author could not have known them, and libc falls back on older
+// calls when told so, but not when told EPERM.
+func horizon(profile *oci.LinuxSeccomp) uint32 {
+	newest := uint32(0)
+	for _, rule := range profile.Syscalls {
+		for _, name := range rule.Names {
+			newest = max(newest, numbers[name])
+		}
+	}
+	if newest == 0 || passes(profile.DefaultAction) || profile.DefaultAction == oci.ActTrace {
+		return math.MaxUint32
+	}
+	return newest
+}
+
+// overtaken are the calls beyond the horizon that no longer are, now that the
+// profile names calls that the launcher needs: for them ENOSYS must be said.
+func overtaken(horizon uint32, let []Denial) []string {
+	newest := uint32(0)
+	for _, d := range let {
+		newest = max(newest, numbers[d.Call])
+	}
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(numbers)) {
+		if nr := numbers[name]; nr > horizon && nr < newest && !slices.Contains(launcherCalls, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // answer is what profile says to the call name, whatever its arguments. Where

@@ -77,6 +77,31 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// A call that the profile's author could not know is answered as libcontainer
+// would have, although the profile now names newer ones for the launcher: libc
+// falls back from ENOSYS, and not from EPERM.
+func TestAdmitKeepsTheHorizon(t *testing.T) {
+	old := &oci.LinuxSeccomp{DefaultAction: oci.ActErrno, Syscalls: []oci.LinuxSyscall{{Names: []string{"execve", "openat", "seccomp"}, Action: oci.ActAllow}}}
+	got, again, err := Admit(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if action, errno, _ := answer(got, "faccessat2"); action != oci.ActErrno || errno == nil || unix.Errno(*errno) != unix.ENOSYS {
+		t.Errorf("faccessat2: %v %v, want ENOSYS", action, errno)
+	}
+	if action, errno, _ := answer(got, "mkdirat"); action != oci.ActErrno || errno != nil {
+		t.Errorf("mkdirat: %v %v, want the profile's own answer", action, errno)
+	}
+	if i := slices.IndexFunc(again, func(d Denial) bool { return d.Call == "landlock_restrict_self" }); i < 0 || again[i].Errno != unix.ENOSYS {
+		t.Errorf("landlock_restrict_self is denied again with %v, want ENOSYS", again)
+	}
+	// Where everything else is let through there is no horizon.
+	open := &oci.LinuxSeccomp{DefaultAction: oci.ActAllow, Syscalls: []oci.LinuxSyscall{{Names: []string{"seccomp"}, Action: oci.ActErrno}}}
+	if got, _, err = Admit(open); err != nil || len(got.Syscalls) != 1 {
+		t.Errorf("%v, %v; want the launcher's call let in, and nothing else", got.Syscalls, err)
+	}
+}
+
 // The launcher works under Docker's profile as it is.
 func TestDefaultAdmitsLauncher(t *testing.T) {
 	profile, err := Default(&oci.Spec{Process: &oci.Process{}})
