@@ -3,6 +3,7 @@ package integration
 import (
 	"archive/tar"
 	"archive/zip"
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"fmt"
@@ -290,6 +291,62 @@ func (b *box) atTerminal(cmd *exec.Cmd) result {
 	shown, _ := io.ReadAll(terminal) // EIO once nobody has the other end
 	_ = cmd.Wait()                   // its exit code tells
 	return result{stdout: strings.ReplaceAll(string(shown), "\r\n", "\n"), code: cmd.ProcessState.ExitCode()}
+}
+
+// A terminal's size is the program's from the start, and its changes reach the
+// program: run, and exec.
+func TestTerminalIsResized(t *testing.T) {
+	b := newBox(t)
+	b.must(os.Symlink("busybox", filepath.Join(b.rootfs(), "bin/stty")))
+	watch := []string{"/bin/sh", "-c", `trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.01; done`}
+	resized := func(cmd *exec.Cmd) {
+		t.Helper()
+		terminal, name, err := console.NewPty()
+		b.must(err)
+		defer terminal.Close()
+		b.must(terminal.Resize(console.WinSize{Height: 30, Width: 100}))
+		line, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOCTTY, 0)
+		b.must(err)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = line, line, line
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		b.must(cmd.Start())
+		line.Close()
+		alarm := time.AfterFunc(patience, func() { cmd.Process.Kill() })
+		defer alarm.Stop()
+		shown := bufio.NewReader(terminal)
+		for _, want := range []string{"30 100", "40 120"} {
+			if got, err := shown.ReadString('\n'); strings.TrimSpace(got) != want {
+				t.Errorf("%s: the size is %q (%v), want %s", cmd.Args, got, err, want)
+			}
+			b.must(terminal.Resize(console.WinSize{Height: 40, Width: 120}))
+		}
+		_, _ = io.Copy(io.Discard, shown)
+		_ = cmd.Wait()
+	}
+	b.spec.Process.Terminal, b.spec.Process.Args = true, watch
+	b.saveSpec()
+	resized(b.command("run", "--bundle", b.path("bundle"), b.id))
+	b.spec.Process.Terminal, b.spec.Process.Args = false, []string{"/bin/sleep", "1000"}
+	defer b.up().end()
+	resized(b.command(append([]string{"exec", "--tty", b.id}, watch...)...))
+}
+
+// Standard streams that are closed are the program's as runc leaves them.
+func TestClosedStreamsAreAsUnderRunc(t *testing.T) {
+	for _, closed := range []string{"<&-", "2>&-", "<&- 2>&-"} {
+		theirs, ours := underBoth(t, func(b *box) result {
+			b.spec.Process.Args = []string{"/bin/sh", "-c", `cat; echo $?; echo complained >&2; echo $?; ls /proc/self/fd | grep -c .`}
+			b.must(os.Symlink("busybox", filepath.Join(b.rootfs(), "bin/grep")))
+			b.saveSpec()
+			inner := b.command("run", "--bundle", b.path("bundle"), b.id)
+			cmd := exec.Command("/bin/sh", append([]string{"-c", `exec "$@" ` + closed, "sh", inner.Path}, inner.Args[1:]...)...)
+			cmd.Env = inner.Env
+			return b.finish(cmd)
+		})
+		if theirs.code != 0 || theirs.stdout != ours.stdout || theirs.code != ours.code {
+			t.Errorf("%s: nemoclaw: %s\nrunc: %s", closed, ours, theirs)
+		}
+	}
 }
 
 // emptied takes away what the box's image holds.

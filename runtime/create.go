@@ -174,6 +174,7 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 		}
 		defer n.seal.Close()
 		n.seal.wrap(n.process)
+		n.seal.holdBack(n.process, n.ctr.Config().Seccomp)
 		if n.inner != nil && n.joins == "" {
 			n.bring(r)
 		}

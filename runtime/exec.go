@@ -153,6 +153,7 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 		return err
 	}
 	s.wrap(lp)
+	s.holdBack(lp, ctr.Config().Seccomp)
 	return s.finish(found, "", filter)
 }
 

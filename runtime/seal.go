@@ -8,6 +8,7 @@ import (
 
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/specs/landlock"
@@ -18,13 +19,15 @@ import (
 //	0     magic           uint32
 //	4     instructions    uint32
 //	8     restrict flags  uint32
-//	12    unused          uint32
-//	16    program         4096 bytes, NUL-terminated
-//	4112  directory       4096 bytes, NUL-terminated, to be entered; or empty
-//	8208  filter          8 bytes an instruction
+//	12    limits          uint32
+//	16    limits          resource, soft, hard: uint64 each, room for 2
+//	64    program         4096 bytes, NUL-terminated
+//	4160  directory       4096 bytes, NUL-terminated, to be entered; or empty
+//	8256  filter          8 bytes an instruction
 const (
-	planMagic  = 0x324c434e // "NCL2"
-	planHeader = 16
+	planMagic  = 0x334c434e // "NCL3"
+	planLimits = 16
+	planHeader = planLimits + maxLate*24
 	planPath   = 4096
 
 	allSeals  = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
@@ -41,6 +44,7 @@ type seal struct {
 	plan    *os.File // what it reads; writable here until sealed
 	ruleset *os.File // filled by grant, or received from the monitor
 	canary  *os.File // a directory that no rule can cover
+	limits  []configs.Rlimit
 }
 
 // newRuleset makes an empty ruleset. scopes are those of landlock, or 0,
@@ -154,6 +158,13 @@ func (s *seal) finish(program, cwd string, filter []unix.SockFilter) error {
 	binary.NativeEndian.PutUint32(b[0:], planMagic)
 	binary.NativeEndian.PutUint32(b[4:], uint32(len(filter)))
 	binary.NativeEndian.PutUint32(b[8:], landlock.RestrictFlags(s.abi))
+	binary.NativeEndian.PutUint32(b[12:], uint32(len(s.limits)))
+	for i, l := range s.limits {
+		at := b[planLimits+i*24:]
+		binary.NativeEndian.PutUint64(at[0:], uint64(l.Type))
+		binary.NativeEndian.PutUint64(at[8:], l.Soft)
+		binary.NativeEndian.PutUint64(at[16:], l.Hard)
+	}
 	copy(b[planHeader:], program)
 	copy(b[planHeader+planPath:], cwd)
 	b = append(b, encodeFilter(filter)...)

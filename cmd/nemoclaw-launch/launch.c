@@ -21,16 +21,21 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
-#define PLAN_MAGIC 0x324c434eu /* "NCL2" */
+#define PLAN_MAGIC 0x334c434eu /* "NCL3" */
 #define PATH_ROOM  4096        /* PATH_MAX */
 #define INSNS_ROOM 4096        /* BPF_MAXINSNS */
+#define LIMITS_ROOM 2
 
 /* runtime/seal.go writes this. */
 struct plan {
 	unsigned magic;
 	unsigned insns;          /* of filter */
 	unsigned restrict_flags; /* landlock_restrict_self(2) */
-	unsigned unused;
+	unsigned limits;
+	struct {
+		unsigned long long resource;
+		unsigned long long values[2]; /* struct rlimit64: soft, hard */
+	} limit[LIMITS_ROOM];
 	char path[PATH_ROOM];    /* resolved by the runtime, NUL-terminated */
 	char cwd[PATH_ROOM];     /* to be entered again, or empty */
 	struct sock_filter filter[INSNS_ROOM];
@@ -124,7 +129,7 @@ static void read_plan(int fd)
 	n = call(__NR_pread64, fd, (long)&plan, sizeof plan, 0);
 	if (n < 0)
 		refuse("launcher", "the plan cannot be read", n);
-	if (plan.magic != PLAN_MAGIC || plan.insns == 0 || plan.insns > INSNS_ROOM ||
+	if (plan.magic != PLAN_MAGIC || plan.insns == 0 || plan.insns > INSNS_ROOM || plan.limits > LIMITS_ROOM ||
 	    n != (long)(sizeof plan - (INSNS_ROOM - plan.insns) * sizeof plan.filter[0]) ||
 	    plan.path[PATH_ROOM - 1] || plan.cwd[PATH_ROOM - 1])
 		refuse("launcher", "the plan is malformed", 0);
@@ -157,6 +162,17 @@ static void enter_landlock(int ruleset, int canary)
 		refuse("landlock", "the ruleset cannot be verified", err);
 }
 
+/* set_limits sets those that runc's init could not have lived with. */
+static void set_limits(void)
+{
+	for (unsigned i = 0; i < plan.limits; i++) {
+		long err = call(__NR_prlimit64, 0, plan.limit[i].resource, (long)plan.limit[i].values, 0);
+
+		if (err)
+			refuse("limits", "one cannot be set", err);
+	}
+}
+
 static void enter_seccomp(void)
 {
 	struct sock_fprog prog = {plan.insns, plan.filter};
@@ -187,6 +203,7 @@ __attribute__((used, noreturn)) void launch(long *stack)
 		if (err) /* with the ruleset a program could widen later execs */
 			refuse("launcher", "a descriptor cannot be closed", err);
 	}
+	set_limits();
 	enter_seccomp();
 
 	long err = call(__NR_execve, (long)plan.path, (long)(argv + 1), (long)envp, 0);
