@@ -1,8 +1,10 @@
 package hooks
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/google/nftables"
@@ -26,6 +28,8 @@ type chain struct {
 	prio   nftables.ChainPriority
 	policy nftables.ChainPolicy
 	rules  []words
+	// anyRules tells compare to leave the rules alone.
+	anyRules bool
 }
 
 // words are a rule's expressions; a sentence is put together from several.
@@ -44,34 +48,93 @@ func load(c *nftables.Conn, t *nftables.Table, chains []chain) {
 	}
 }
 
-// compare says how the kernel's table differs from chains: a chain that is
-// missing, hooked elsewhere, of another policy, or without some of its rules.
+// compare says how the kernel's table differs from chains: a table that sleeps,
+// a chain that is missing, one too many, hooked elsewhere, of another policy, or
+// with other rules.
 func compare(c *nftables.Conn, chains []chain) error {
+	kept, err := c.ListTableOfFamily(tableName, nftables.TableFamilyINet)
+	if errors.Is(err, unix.ENOENT) {
+		return errors.New("the fence's table is missing")
+	}
+	if err != nil {
+		return fmt.Errorf("cannot find the fence's table: %w", err)
+	}
+	if kept.Flags != 0 { // NFT_TABLE_F_DORMANT; we set none
+		return errors.New("the fence's table sleeps")
+	}
 	have, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return fmt.Errorf("cannot list the fence's chains: %w", err)
 	}
+	have = slices.DeleteFunc(have, func(k *nftables.Chain) bool { return k.Table.Name != tableName })
+	for _, k := range have {
+		if !slices.ContainsFunc(chains, func(want chain) bool { return want.name == k.Name }) {
+			return fmt.Errorf("the fence has a chain %s that is none of its own", k.Name)
+		}
+	}
 	for _, want := range chains {
-		i := slices.IndexFunc(have, func(k *nftables.Chain) bool { return k.Table.Name == tableName && k.Name == want.name })
+		i := slices.IndexFunc(have, func(k *nftables.Chain) bool { return k.Name == want.name })
 		if i < 0 {
 			return fmt.Errorf("the fence's chain %s is missing", want.name)
 		}
-		k := have[i]
-		if k.Hooknum == nil || *k.Hooknum != *want.hook || k.Priority == nil || *k.Priority != want.prio || k.Type != want.kind {
-			return fmt.Errorf("the fence's chain %s is not where it was put", want.name)
-		}
-		if k.Policy == nil || *k.Policy != want.policy {
-			return fmt.Errorf("the fence's chain %s has another policy", want.name)
-		}
-		rules, err := c.GetRules(table(), k)
-		if err != nil {
-			return fmt.Errorf("cannot list the rules of the fence's chain %s: %w", want.name, err)
-		}
-		if len(rules) != len(want.rules) {
-			return fmt.Errorf("the fence's chain %s has %d rules and not %d", want.name, len(rules), len(want.rules))
+		if err := want.compare(c, have[i]); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (want *chain) compare(c *nftables.Conn, k *nftables.Chain) error {
+	if k.Hooknum == nil || *k.Hooknum != *want.hook || k.Priority == nil || *k.Priority != want.prio || k.Type != want.kind {
+		return fmt.Errorf("the fence's chain %s is not where it was put", want.name)
+	}
+	if k.Policy == nil || *k.Policy != want.policy {
+		return fmt.Errorf("the fence's chain %s has another policy", want.name)
+	}
+	if want.anyRules {
+		return nil
+	}
+	rules, err := c.GetRules(table(), k)
+	if err != nil {
+		return fmt.Errorf("cannot list the rules of the fence's chain %s: %w", want.name, err)
+	}
+	if len(rules) != len(want.rules) {
+		return fmt.Errorf("the fence's chain %s has %d rules and not %d", want.name, len(rules), len(want.rules))
+	}
+	for i, r := range rules {
+		if !slices.EqualFunc(r.Exprs, readable(want.rules[i]), sameExpr) {
+			return fmt.Errorf("rule %d of the fence's chain %s is another one", i+1, want.name)
+		}
+	}
+	return nil
+}
+
+// readable leaves out what the library writes and does not read back. So where
+// tproxy leads to is not compared, only what it is done to: another listener of
+// the same namespace leads no further.
+func readable(w words) words {
+	return slices.DeleteFunc(slices.Clone(w), func(e expr.Any) bool {
+		_, lost := e.(*expr.TProxy)
+		return lost
+	})
+}
+
+// sameExpr compares an expression as the kernel tells it with the one that was
+// loaded: the kernel counts, knows a set by its name, and writes one register
+// as a range of one.
+func sameExpr(kernel, ours expr.Any) bool {
+	switch k := kernel.(type) {
+	case *expr.Counter:
+		_, same := ours.(*expr.Counter)
+		return same
+	case *expr.Lookup:
+		o, same := ours.(*expr.Lookup)
+		return same && k.SetName == o.SetName && k.SourceRegister == o.SourceRegister && k.Invert == o.Invert
+	case *expr.NAT:
+		o, same := ours.(*expr.NAT)
+		return same && k.Type == o.Type && k.Family == o.Family && k.RegAddrMin == o.RegAddrMin && k.RegProtoMin == o.RegProtoMin
+	}
+	return reflect.DeepEqual(kernel, ours)
 }
 
 // The sets of the inner table: what the container answers for itself, and the

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -408,7 +409,26 @@ func TestVerifyNamesWhatIsWrong(t *testing.T) {
 			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs("x0", 0), PeerName: "x1"})
 		}, "leads out of the sandbox"},
 		{"the rules were flushed", func(*world) error { return nft(func(c *nftables.Conn) { c.FlushRuleset() }) },
-			"the fence's chain raw_out is missing"},
+			"the fence's table is missing"},
+		{"a rule was replaced", func(*world) error {
+			return nft(func(c *nftables.Conn) {
+				in := &nftables.Chain{Table: table(), Name: "raw_out"}
+				c.FlushChain(in)
+				c.AddRule(&nftables.Rule{Table: table(), Chain: in, Exprs: accept})
+				c.AddRule(&nftables.Rule{Table: table(), Chain: in, Exprs: accept})
+			})
+		}, "rule 1 of the fence's chain raw_out is another one"},
+		{"a rule was added", func(*world) error {
+			return nft(func(c *nftables.Conn) {
+				c.AddRule(&nftables.Rule{Table: table(), Chain: &nftables.Chain{Table: table(), Name: "forw"}, Exprs: accept})
+			})
+		}, "the fence's chain forw has 1 rules and not 0"},
+		{"a chain was added", func(*world) error {
+			return nft(func(c *nftables.Conn) {
+				c.AddChain(&nftables.Chain{Table: table(), Name: "first", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+			})
+		}, "the fence has a chain first that is none of its own"},
+		{"the table was put to sleep", func(*world) error { return sleep() }, "the fence's table sleeps"},
 		{"a chain was emptied", func(*world) error {
 			return nft(func(c *nftables.Conn) { c.FlushChain(&nftables.Chain{Table: table(), Name: "out"}) })
 		}, "the fence's chain out has 0 rules"},
@@ -442,6 +462,40 @@ func TestVerifyNamesWhatIsWrong(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sleep sets the flag of the fence's table that keeps it from being asked; the
+// library writes no flags.
+func sleep() error {
+	c, err := nl.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	attrs, err := nl.MarshalAttributes([]nl.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte(tableName + "\x00")},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0, 0, 0, unix.NFT_TABLE_F_DORMANT}},
+	})
+	if err != nil {
+		return err
+	}
+	batch := func(kind nl.HeaderType) nl.Message {
+		return nl.Message{Header: nl.Header{Type: kind, Flags: nl.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}}
+	}
+	sent, err := c.SendMessages([]nl.Message{
+		batch(unix.NFNL_MSG_BATCH_BEGIN),
+		{Header: nl.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWTABLE, Flags: nl.Request | nl.Acknowledge},
+			Data: append([]byte{byte(nftables.TableFamilyINet), unix.NFNETLINK_V0, 0, 0}, attrs...)},
+		batch(unix.NFNL_MSG_BATCH_END),
+	})
+	if err != nil {
+		return err
+	}
+	answers, err := c.Receive()
+	if err == nil {
+		err = nl.Validate(sent[1], answers)
+	}
+	return err
 }
 
 // nft makes one change to the thread's namespace.

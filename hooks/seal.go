@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -121,12 +120,7 @@ func verify(innerNS, uplinkNS *os.File, v6 bool) error {
 	if err := noWayOut(inner, allowed, uplinkNS != nil); err != nil {
 		return err
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(int(innerNS.Fd())), nftables.AsLasting())
-	if err != nil {
-		return fmt.Errorf("cannot open a netlink socket: %w", err)
-	}
-	defer c.CloseLasting()
-	if err := compare(c, innerChains(v6)); err != nil {
+	if err := compareIn(innerNS, innerChains(v6)); err != nil {
 		return err
 	}
 	return steered(inner, v6)

@@ -30,6 +30,8 @@ var deps = map[string][]string{
 	"egress/audit":   {},
 	"specs":          {"specs/policy", "specs/landlock", "specs/seccomp"},
 	"hooks":          {"egress/control"},
+	"hooks/witness":  {"hooks"},
+	"hooks/proof":    {"hooks", "hooks/witness", "egress/control", "egress/audit", "specs/landlock", "specs/policy"},
 	"runtime":        {"hooks", "egress/control", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},
 	"egress/dns":     {"specs/policy", "egress/control"},
 	"egress/worker":  {"egress/dns", "egress/control", "specs/policy"},
@@ -37,7 +39,7 @@ var deps = map[string][]string{
 
 	"cmd/nemoclaw":                    {"runtime", "hooks", "egress/control", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},
 	"cmd/nemoclaw-gateway":            {"egress/monitor", "egress/worker", "egress/control", "egress/audit", "egress/dns", "hooks", "specs/seccomp", "specs/policy"},
-	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "specs/policy", "specs/settings"},
+	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "hooks/proof", "specs/policy", "specs/settings"},
 	"cmd/containerd-shim-nemoclaw-v1": {},
 
 	"integration":         {"integration/world"},

@@ -278,16 +278,28 @@ func (b *box) inside(f func() error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", b.initPID()))
 	b.must(err)
 	defer ns.Close()
-	done := make(chan error, 1)
+	b.must(onThread(func() error {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	}))
+}
+
+// onThread runs f on a thread that ends with it, and so never on the first one:
+// the whole test would be seen to live where f went.
+func onThread(f func() error) error {
+	done := make(chan error)
 	go func() {
 		goruntime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- err
+		if unix.Gettid() == os.Getpid() {
+			done <- onThread(f)
+			goruntime.UnlockOSThread()
 			return
 		}
 		done <- f()
 	}()
-	b.must(<-done)
+	return <-done
 }
 
 // reapAll collects every child that has ended.

@@ -487,7 +487,8 @@ func (n *newborn) confine(r *Runtime, bundle string, program []string) error {
 		n.abort()
 		return err
 	}
-	if err := n.commit(pid, kept.Notes[len(n.notes):]); err != nil {
+	notes := append(slices.Clone(kept.Notes[len(n.notes):]), control.StoredNote+box.ConfinedDigest())
+	if err := n.commit(pid, notes); err != nil {
 		return err
 	}
 	return control.WriteSandbox(n.dir, box)
@@ -544,7 +545,7 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 		return nil, err
 	}
 	return &confined{ABI: n.host.LandlockABI, Scopes: n.scopes, Granted: granted, Writable: specs.Writable(rules), Carves: carves,
-		Filter: encodeFilter(n.filter), Notes: append(slices.Clone(n.notes), notes...)}, nil
+		Filter: encodeFilter(n.filter), Capabilities: specs.MayHold(n.chosen.Capabilities), Notes: append(slices.Clone(n.notes), notes...)}, nil
 }
 
 // carveOut makes the mounts that keep the policy's lists where the rules do not.

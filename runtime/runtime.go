@@ -37,7 +37,9 @@ type confined struct {
 	Carves   []specs.Carve      `json:"carves,omitempty"` // mounts inside of what was granted
 	Writable []string           `json:"writable"`         // directories, as rules named them
 	Filter   []byte             `json:"filter"`           // the second filter, struct sock_filter
-	Notes    []string           `json:"notes"`            // what was done to the spec, and what was not granted
+	// Capabilities are the most that any process may hold, the joining ones too.
+	Capabilities []string `json:"capabilities"`
+	Notes        []string `json:"notes"` // what was done to the spec, and what was not granted
 }
 
 // Dir is the state directory of container id.
@@ -175,11 +177,9 @@ func (r *Runtime) Delete(id string, force bool) error {
 	return ctr.Destroy()
 }
 
-// cgroupsFile tells in the state directory which cgroups a container would have:
+// storeCgroups tells in the state directory which cgroups the container has:
 // libcontainer knows them once it has stored its own state, and a create that
 // is killed before that has made them already.
-const cgroupsFile = "cgroups.json"
-
 func storeCgroups(dir string, ctr *libcontainer.Container) error {
 	state, err := ctr.State()
 	if err != nil {
@@ -189,13 +189,13 @@ func storeCgroups(dir string, ctr *libcontainer.Container) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, cgroupsFile), b, 0o600)
+	return os.WriteFile(filepath.Join(dir, control.CgroupsFile), b, 0o600)
 }
 
 // removeCgroups removes them if nobody lives in them.
 func removeCgroups(dir string) {
 	var paths map[string]string
-	b, err := os.ReadFile(filepath.Join(dir, cgroupsFile))
+	b, err := os.ReadFile(filepath.Join(dir, control.CgroupsFile))
 	if err == nil && json.Unmarshal(b, &paths) == nil {
 		_ = cgroups.RemovePaths(paths)
 	}

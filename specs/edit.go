@@ -133,16 +133,21 @@ func noNewPrivileges(proc *oci.Process) Edit {
 var Ceiling = []string{"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
 	"CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"}
 
-// ceiling cuts every set of capabilities to the ceiling, and to what the
-// policy keeps.
+// MayHold returns the most that any process of a sandbox may hold: the ceiling,
+// or what of it the policy keeps.
+func MayHold(kept *policy.Capabilities) []string {
+	return slices.DeleteFunc(slices.Clone(Ceiling), func(name string) bool {
+		return kept != nil && !slices.Contains(kept.Keep, strings.TrimPrefix(name, "CAP_"))
+	})
+}
+
+// ceiling cuts every set of capabilities to what may be held.
 func ceiling(proc *oci.Process, kept *policy.Capabilities) Edit {
 	if proc.Capabilities == nil {
 		return Edit{apply: func(*oci.Spec) {}}
 	}
-	allowed := func(name string) bool {
-		return slices.Contains(Ceiling, name) &&
-			(kept == nil || slices.Contains(kept.Keep, strings.TrimPrefix(name, "CAP_")))
-	}
+	most := MayHold(kept)
+	allowed := func(name string) bool { return slices.Contains(most, name) }
 	dropped := map[string]bool{}
 	cut := func(set []string) []string {
 		var left []string

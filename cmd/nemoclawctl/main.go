@@ -27,6 +27,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1 // the command failed, or audit verify found faults
 	exitUsage  = 2 // the command line is wrong
+	exitWeaker = 3 // status found a layer that is weaker than asked
 )
 
 func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
@@ -38,8 +39,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	printError(stderr, err)
-	if errors.As(err, new(usageError)) {
+	switch {
+	case errors.As(err, new(usageError)):
 		return exitUsage
+	case errors.As(err, new(weakError)):
+		return exitWeaker
 	}
 	return exitFailed
 }

@@ -1,13 +1,8 @@
 package main
 
 import (
-	"cmp"
-	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -119,71 +114,6 @@ func alarms(st *control.Status) (list []string) {
 	return list
 }
 
-var statusCommand = &cli.Command{
-	Name:      "status",
-	Usage:     "show what is in force in a sandbox",
-	ArgsUsage: "ID",
-	Flags:     []cli.Flag{jsonFlag},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 1, 1); err != nil {
-			return err
-		}
-		s, err := find(c.Args().First())
-		if err != nil {
-			return err
-		}
-		st := new(control.Status)
-		if err := s.call("GET", "/v1/status", nil, st); err != nil {
-			if !c.Bool("json") {
-				_ = printStatus(c.App.Writer, s, nil)
-			}
-			return err
-		}
-		if c.Bool("json") {
-			return printJSON(c.App.Writer, struct {
-				*control.Status
-				State    string          `json:"state"`
-				Confined json.RawMessage `json:"confined,omitempty"`
-			}{st, s.state(), s.Confined})
-		}
-		return printStatus(c.App.Writer, s, st)
-	},
-}
-
-// printStatus shows what is stored, and what the gateway says if it does.
-func printStatus(w io.Writer, s *sandbox, st *control.Status) error {
-	rows := [][]string{
-		{"id:", s.ID},
-		{"state:", s.state()},
-		{"policy:", policyText(s.PolicyName, s.PolicyFile)},
-		{"audit log:", s.AuditLog},
-	}
-	var notes []string
-	if st != nil {
-		for _, a := range alarms(st) {
-			fmt.Fprintln(w, loud(w, a))
-		}
-		if st.ID != s.ID {
-			rows = append(rows, []string{"shares:", "the network namespace and the gateway of " + st.ID})
-		}
-		rows = append(rows,
-			[]string{"generation:", fmt.Sprintf("%d (%.12s)", st.Generation, st.Digest)},
-			[]string{"gateway:", gatewayText(st)},
-			[]string{"uplink:", cmp.Or(strings.Join(st.Links, ", "), "none")},
-			[]string{"connections:", fmt.Sprintf("%d open, %d allowed, %d refused", st.Open, st.Allowed, st.Refused)},
-		)
-		notes = append(notes, st.Notes...)
-	}
-	layers, stored := layersText(s)
-	rows = append(rows, layers...)
-	for i, n := range slices.Concat(stored, notes) {
-		if i < len(stored) || !slices.Contains(stored, n) { // the gateway was told of create's
-			rows = append(rows, []string{"note:", n})
-		}
-	}
-	return table(w, rows)
-}
-
 func policyText(name, file string) string {
 	if file == "" || file == name {
 		return name
@@ -197,49 +127,6 @@ func gatewayText(st *control.Status) string {
 		worker = "worker is being restarted; connections wait"
 	}
 	return fmt.Sprintf("monitor %d, %s, %d restarts, since %s", st.Monitor, worker, st.Restarts, st.Since.Format(time.RFC3339))
-}
-
-// layersText shows layers 1 and 2: what create stored, and what the kernel says
-// of the first process now; and the notes of create.
-func layersText(s *sandbox) (rows [][]string, notes []string) {
-	var stored struct {
-		ABI     int `json:"landlock_abi"`
-		Granted []struct {
-			Path string `json:"path"`
-		} `json:"granted"`
-		Writable []string `json:"writable"`
-		Filter   []byte   `json:"filter"`
-		Notes    []string `json:"notes"`
-	}
-	if json.Unmarshal(s.Confined, &stored) != nil {
-		return nil, nil
-	}
-	const instruction = 8 // bytes of struct sock_filter
-	rows = append(rows,
-		[]string{"landlock:", fmt.Sprintf("ABI %d, %d rules, writable: %s", stored.ABI, len(stored.Granted), strings.Join(stored.Writable, " "))},
-		[]string{"seccomp:", fmt.Sprintf("second filter of %d instructions, sha256 %.12x", len(stored.Filter)/instruction, sha256.Sum256(stored.Filter))},
-	)
-	if start, err := control.StartTime(s.InitPID); err == nil && start == s.InitStart {
-		rows = append(rows, []string{"process:", "the kernel says " + processText(s.InitPID)})
-	}
-	return rows, stored.Notes
-}
-
-// processText is what /proc/PID/status tells of a process's confinement
-// (proc_pid_status(5)).
-func processText(pid int) string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return "nothing: " + err.Error()
-	}
-	var told []string
-	for line := range strings.Lines(string(b)) {
-		switch key, value, _ := strings.Cut(line, ":"); key {
-		case "NoNewPrivs", "Seccomp", "Seccomp_filters", "CapBnd":
-			told = append(told, key+" "+strings.TrimSpace(value))
-		}
-	}
-	return strings.Join(told, ", ")
 }
 
 var pendingCommand = &cli.Command{

@@ -17,6 +17,7 @@ import (
 // The files of a container's state directory, <run_dir>/<id>.<hash of root>.
 const (
 	SandboxFile = "sandbox.json" // Sandbox; written by nemoclaw, renamed into place
+	CgroupsFile = "cgroups.json" // map[string]string: the container's cgroup by hierarchy, absolute
 	GatewayLink = "gateway"      // symbolic link to the directory of the gateway that the container is behind
 )
 
@@ -52,6 +53,16 @@ type Sandbox struct {
 
 	// Confined tells what is on, for exec, status and list; runtime fills it.
 	Confined json.RawMessage `json:"confined,omitempty"`
+}
+
+// StoredNote begins the line of the audit log that tells the digest of Confined:
+// who changes the state file has the chain of the log against him.
+const StoredNote = "stored: what the container was confined by has sha256 "
+
+// ConfinedDigest is what follows StoredNote.
+func (s *Sandbox) ConfinedDigest() string {
+	sum := sha256.Sum256(s.Confined)
+	return hex.EncodeToString(sum[:])
 }
 
 // Monitor tells how to signal a monitor: by a pidfd, after Start was compared.
