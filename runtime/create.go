@@ -69,15 +69,25 @@ func (r *Runtime) Run(id string, o RunOptions) (int, error) {
 		return -1, err
 	}
 	defer n.stdio.Close()
-	if err := r.release(id, n.ctr); err != nil {
+	manager, err := listenNotify(n.dir)
+	if err == nil {
+		defer manager.Close()
+		err = r.release(id, n.ctr)
+	}
+	if err != nil {
 		n.end()
 		_ = r.forget(id)
 		_ = n.ctr.Destroy()
 		return -1, err
 	}
-	if o.Detach {
-		return 0, nil
+	pid, err := n.process.Pid()
+	if err != nil {
+		return -1, err
 	}
+	if o.Detach {
+		return 0, manager.forward(pid)
+	}
+	go func() { _ = manager.forward(pid) }() // it ends with the container at the latest
 	status, err := a.wait(n.process, n.stdio)
 	if err != nil {
 		n.end()
@@ -103,6 +113,7 @@ type newborn struct {
 	host    specs.Host
 	filter  []unix.SockFilter
 	scopes  uint64 // of Landlock
+	notify  bool   // a service manager waits for the program
 	notes   []string
 	ctr     *libcontainer.Container
 	process *libcontainer.Process
@@ -159,7 +170,7 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	}
 	undo.add(func() { _ = r.forget(id) })
 
-	if n.process, err = newProcess(n.spec.Process, o.PreserveFDs); err != nil {
+	if n.process, err = newProcess(n.spec.Process, activated(), o.PreserveFDs); err != nil {
 		return nil, err
 	}
 	n.process.Init = true
@@ -215,6 +226,8 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 
 // edit decides whether the container can be confined, and edits its spec.
 func (n *newborn) edit(r *Runtime) (err error) {
+	// Behind the judgement of volumes: this one is ours.
+	defer func() { n.notify = err == nil && offerNotify(n.spec, n.dir) }()
 	if n.chosen.Unconfined {
 		return nil
 	}
@@ -383,6 +396,11 @@ func (r *Runtime) makeStateDir(n *newborn) error {
 	if err != nil {
 		return fmt.Errorf("cannot make the state directory: %w", err)
 	}
+	if n.notify {
+		if err := os.Mkdir(filepath.Join(n.dir, notifyDir), 0o755); err != nil {
+			return fmt.Errorf("cannot make the state directory: %w", err)
+		}
+	}
 	if !n.chosen.Unconfined && !n.host.HasResolvConf {
 		return os.WriteFile(n.host.ResolvConf, []byte("nameserver "+hooks.Nameserver+"\n"), 0o644)
 	}
@@ -519,6 +537,9 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 		return nil, err
 	}
 	rules := specs.Rules(n.spec, n.chosen.Policy, n.host, image)
+	if n.notify {
+		rules = append(rules, notifyRule)
+	}
 	granted, notes, err := n.seal.grant(root, rules)
 	if err != nil {
 		return nil, err

@@ -52,7 +52,7 @@ func (r *Runtime) Exec(ctr *libcontainer.Container, process *oci.Process, o Exec
 	if !p.Unconfined {
 		specs.Apply(&oci.Spec{Process: process}, specs.ConfineExec(process, p, stored.Writable))
 	}
-	lp, err := newProcess(process, o.PreserveFDs)
+	lp, err := newProcess(process, 0, o.PreserveFDs)
 	if err != nil {
 		return -1, err
 	}

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newProcess translates a spec's process for libcontainer. preserve is the
-// number of descriptors from 3 on that the program inherits, and listening of
-// those are sockets by the convention of sd_listen_fds(3).
-func newProcess(p *oci.Process, preserve int) (*libcontainer.Process, error) {
+// newProcess translates a spec's process for libcontainer. listening and
+// preserve are the numbers of descriptors from 3 on that the program inherits:
+// first the sockets of sd_listen_fds(3), then others.
+func newProcess(p *oci.Process, listening, preserve int) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args:            p.Args,
 		Env:             p.Env,
@@ -50,16 +50,21 @@ func newProcess(p *oci.Process, preserve int) (*libcontainer.Process, error) {
 		return nil, err
 	}
 	lp.CPUAffinity = affinity
-	return lp, inherit(lp, preserve)
+	return lp, inherit(lp, listening, preserve)
 }
 
-// inherit passes the sockets of LISTEN_FDS and the preserved descriptors on,
-// in this order and from descriptor 3, as runc does.
-func inherit(lp *libcontainer.Process, preserve int) error {
-	listening := 0
-	if os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
-		listening, _ = strconv.Atoi(os.Getenv("LISTEN_FDS"))
+// activated returns the number of sockets that a service manager passed to us,
+// for the container's first program (sd_listen_fds(3)).
+func activated() int {
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0
 	}
+	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	return n
+}
+
+// inherit passes the descriptors on under the same numbers, as runc does.
+func inherit(lp *libcontainer.Process, listening, preserve int) error {
 	if listening > 0 {
 		lp.Env = append(lp.Env, "LISTEN_FDS="+strconv.Itoa(listening), "LISTEN_PID=1")
 	}

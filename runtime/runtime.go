@@ -108,7 +108,19 @@ func (r *Runtime) Start(id string) error {
 	default:
 		return fmt.Errorf("cannot start a container in the %s state", status)
 	}
-	return r.release(id, ctr)
+	manager, err := listenNotify(r.Dir(id))
+	if err != nil {
+		return err
+	}
+	defer manager.Close()
+	if err := r.release(id, ctr); err != nil {
+		return err
+	}
+	state, err := ctr.State()
+	if err != nil {
+		return err
+	}
+	return manager.forward(state.InitProcessPid)
 }
 
 // release opens the last gate: the namespace is sealed and verified, the

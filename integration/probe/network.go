@@ -51,6 +51,15 @@ var networkVerbs = map[string]verb{
 	},
 	// open NAME HOST:PORT, then say NAME TEXT and hear NAME: a connection that
 	// stays. hear returns one line, or how the connection ended.
+	// send-unixgram PATH TEXT
+	"send-unixgram": func(a []string) (string, error) {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		return "", unix.Sendto(fd, []byte(a[1]), 0, &unix.SockaddrUnix{Name: a[0]})
+	},
 	"open":  openConn,
 	"say":   func(a []string) (string, error) { return sayTo(a[0], a[1]) },
 	"hear":  func(a []string) (string, error) { return hearFrom(a[0]) },
