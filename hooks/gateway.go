@@ -278,7 +278,11 @@ func Stop(gateway string) error {
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(gateway)
+	if err := os.RemoveAll(gateway); err != nil {
+		return err
+	}
+	sweepReader(filepath.Dir(gateway))
+	return nil
 }
 
 // giveBack returns the links that a monitor which was killed did not, if their
@@ -303,6 +307,24 @@ func giveBack(gateway string) error {
 	defer uplink.Close()
 	return Return(inner, uplink)
 }
+
+// sweepReader removes what the reader of denials has left if this was the last
+// sandbox. Its monitor does so itself, unless it was killed.
+func sweepReader(runDir string) {
+	if _, err := os.Lstat(filepath.Join(runDir, control.DenialsSocket)); err != nil {
+		return
+	}
+	var patience time.Duration
+	if left, err := control.Sandboxes(runDir); err == nil && len(left) <= 1 {
+		patience = readerEnd
+	}
+	if control.SweepReader(runDir, patience) {
+		removeCgroup("denials")
+	}
+}
+
+// readerEnd is how long a reader of denials may take to notice that it is alone.
+const readerEnd = 500 * time.Millisecond
 
 // removeCgroup removes what a monitor that was killed could not: the cgroup
 // called name that it made for itself, and the parent of all of them with its

@@ -511,11 +511,22 @@ func (b *box) monitor() int {
 
 func (b *box) worker() int {
 	b.t.Helper()
-	pids := children(b.monitor())
-	if len(pids) != 1 {
-		b.t.Fatalf("the monitor has the children %v", pids)
+	var workers []int
+	for _, pid := range children(b.monitor()) {
+		if runs(pid, "worker") {
+			workers = append(workers, pid)
+		}
 	}
-	return pids[0]
+	if len(workers) != 1 {
+		b.t.Fatalf("the monitor has the workers %v", workers)
+	}
+	return workers[0]
+}
+
+// runs reports whether a process is the gateway's program with this argument.
+func runs(pid int, arg string) bool {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.HasSuffix(string(line), "\x00"+arg+"\x00")
 }
 
 // children are the processes that pid has started.

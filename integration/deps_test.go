@@ -28,6 +28,7 @@ var deps = map[string][]string{
 	"specs/settings": {},
 	"egress/control": {},
 	"egress/audit":   {},
+	"egress/kaudit":  {},
 	"specs":          {"specs/policy", "specs/landlock", "specs/seccomp"},
 	"hooks":          {"egress/control"},
 	"hooks/witness":  {"hooks"},
@@ -35,11 +36,12 @@ var deps = map[string][]string{
 	"runtime":        {"hooks", "egress/control", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},
 	"egress/dns":     {"specs/policy", "egress/control"},
 	"egress/worker":  {"egress/dns", "egress/control", "specs/policy"},
-	"egress/monitor": {"egress/control", "egress/audit", "specs/policy"},
+	"egress/monitor": {"egress/control", "egress/audit", "egress/kaudit", "specs/policy"},
+	"egress/denials": {"egress/control", "egress/kaudit", "specs/seccomp"},
 
-	"cmd/nemoclaw":                    {"runtime", "hooks", "egress/control", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},
-	"cmd/nemoclaw-gateway":            {"egress/monitor", "egress/worker", "egress/control", "egress/audit", "egress/dns", "hooks", "specs/seccomp", "specs/policy"},
-	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "hooks/proof", "specs/policy", "specs/settings"},
+	"cmd/nemoclaw":                    {"runtime", "hooks", "egress/control", "egress/kaudit", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},
+	"cmd/nemoclaw-gateway":            {"egress/monitor", "egress/worker", "egress/denials", "egress/control", "egress/audit", "egress/dns", "hooks", "specs/seccomp", "specs/policy"},
+	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "egress/kaudit", "hooks/proof", "specs/policy", "specs/settings"},
 	"cmd/containerd-shim-nemoclaw-v1": {},
 
 	"integration":         {"integration/world"},
@@ -58,6 +60,7 @@ var apart = map[string]map[string]string{
 	"cmd/nemoclaw": {
 		"net/http":                                     "it is started several times for each container, and an HTTP server is a tenth of its start",
 		"github.com/miekg/dns":                         "it asks and answers no DNS",
+		"nemoclaw/egress/denials":                      "it parses nothing that an agent chose",
 		"nemoclaw/egress/worker":                       "it parses nothing that an agent sends",
 		"nemoclaw/egress/monitor":                      "the gateway is another program",
 		"nemoclaw/egress/audit":                        "one writer holds the chain",

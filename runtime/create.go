@@ -180,7 +180,7 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 		if err != nil {
 			return nil, err
 		}
-		if n.seal, err = newSeal(n.host.LandlockABI, ruleset); err != nil {
+		if n.seal, err = newSeal(n.host.LandlockABI, ruleset, control.LauncherName(control.Box{ID: n.id, Root: n.root})); err != nil {
 			return nil, err
 		}
 		defer n.seal.Close()

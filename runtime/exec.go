@@ -139,7 +139,7 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 	if err != nil {
 		return err
 	}
-	s, err := newSeal(stored.ABI, ruleset)
+	s, err := newSeal(stored.ABI, ruleset, control.LauncherName(r.box(id)))
 	if err != nil {
 		return err
 	}

@@ -57,15 +57,16 @@ func newRuleset(abi int, scopes uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "landlock-ruleset"), nil
 }
 
-// newSeal makes the descriptors beside the ruleset, which it takes over.
-func newSeal(abi int, ruleset *os.File) (_ *seal, err error) {
+// newSeal makes the descriptors beside the ruleset, which it takes over. The
+// launcher's name is how the kernel's records call the sandbox.
+func newSeal(abi int, ruleset *os.File, launcherName string) (_ *seal, err error) {
 	s := &seal{abi: abi, ruleset: ruleset}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
-	if s.exe, err = launcherFile(); err != nil {
+	if s.exe, err = launcherFile(launcherName); err != nil {
 		return nil, fmt.Errorf("cannot prepare the launcher: %w", err)
 	}
 	if s.plan, err = memfd("nemoclaw-plan", mfdNoExec, 0); err != nil {
@@ -97,8 +98,8 @@ func memfd(name string, exec int, mode uint32) (*os.File, error) {
 // launcherFile is the launcher in a memfd that nobody can change (the way of
 // CVE-2019-5736) and nobody can read: a program that is not readable is not
 // dumpable, so its own user cannot trace it (execve(2)).
-func launcherFile() (*os.File, error) {
-	f, err := memfd("nemoclaw-launch", mfdExec, 0o111)
+func launcherFile(name string) (*os.File, error) {
+	f, err := memfd(name, mfdExec, 0o111)
 	if err != nil {
 		return nil, err
 	}

@@ -20,7 +20,7 @@ func emptySeal(t *testing.T, abi int) *seal {
 	t.Helper()
 	ruleset, err := newRuleset(abi, 0)
 	check(t, err)
-	s, err := newSeal(abi, ruleset)
+	s, err := newSeal(abi, ruleset, "nemoclaw-launch")
 	check(t, err)
 	return s
 }

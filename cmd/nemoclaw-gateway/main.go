@@ -1,5 +1,6 @@
 // Command nemoclaw-gateway is the one way out of a sandbox: a monitor, which
-// nemoclaw starts with each container, and the worker that the monitor starts.
+// nemoclaw starts with each container, and the worker that the monitor starts;
+// beside them, one for all sandboxes, the reader of the kernel's denials.
 // People have no use for it; nemoclawctl speaks to it.
 package main
 
@@ -29,6 +30,8 @@ const usage = `nemoclaw-gateway is started by nemoclaw and by itself:
                                  creator's conversation is on descriptor 3
   nemoclaw-gateway worker        decide connections; the monitor's
                                  conversation is on descriptor 3
+  nemoclaw-gateway denials       tell monitors what the kernel refuses to their
+                                 sandboxes; its sockets are descriptors 3 to 5
   nemoclaw-gateway --version
 `
 
@@ -64,6 +67,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case len(args) == 1 && args[0] == "worker":
 		goruntime.UnlockOSThread()
 		return ended(runWorker())
+	case len(args) == 1 && args[0] == "denials":
+		goruntime.UnlockOSThread()
+		return ended(runDenials())
 	case len(args) == 0:
 		return wrong(stderr, "there is no command")
 	default:

@@ -49,6 +49,7 @@ func runMonitor(dir string) error {
 		Return: hooks.Return,
 		Follow: hooks.Follow,
 		Cgroup: "/sys/fs/cgroup",
+		Reader: []string{"/proc/self/exe", "denials"},
 	}
 	return m.Run(ctx, conn, reload)
 }

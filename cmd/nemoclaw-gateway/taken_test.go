@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/specs/seccomp"
 )
 
 // grabs are what a worker that obeys its sandbox might try against the rest of
@@ -79,7 +81,7 @@ func grabs(socket string, victim int) []struct {
 func takenOver(socket, pid string) {
 	victim, err := strconv.Atoi(pid)
 	if err == nil {
-		err = confine()
+		err = confine(seccomp.Worker)
 	}
 	if err != nil {
 		fmt.Println("cannot try:", err)

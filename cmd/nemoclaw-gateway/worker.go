@@ -20,9 +20,9 @@ import (
 const (
 	// workerMemory is what the collector keeps a worker's heap below, in bytes.
 	workerMemory = 160 << 20
-	// nobody is the user and group of a worker.
+	// nobody is the user and group of a worker and of the reader of denials.
 	nobody = 65534
-	// minLandlock is the least Landlock ABI that a worker runs under: the
+	// minLandlock is the least Landlock ABI that they run under: the
 	// first that mediates truncation (Linux 6.2).
 	minLandlock = 3
 )
@@ -36,16 +36,17 @@ func runWorker() error {
 	if err != nil {
 		return err
 	}
-	if err := confine(); err != nil {
+	if err := confine(seccomp.Worker); err != nil {
 		return fmt.Errorf("cannot confine the worker: %w", err)
 	}
 	return new(worker.Worker).Run(conn)
 }
 
 // confine takes from this process, all threads of it, its user, the file
-// system and the system calls that it has no use for. It comes before the
-// first byte of the agent's is read, and there is no way back.
-func confine() error {
+// system but what readable names, and the system calls that it has no use for.
+// It comes before the first byte of the agent's is read, and there is no way
+// back.
+func confine(filter func(pid int) ([]unix.SockFilter, error), readable ...string) error {
 	if err := syscall.Setgroups(nil); err != nil {
 		return fmt.Errorf("setgroups: %w", err)
 	}
@@ -57,24 +58,28 @@ func confine() error {
 	}
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil || abi < minLandlock {
-		return errors.Join(fmt.Errorf("cannot confine the worker: Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
+		return errors.Join(fmt.Errorf("Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
 	}
-	// All rights of the file system that this kernel knows, and no rule:
-	// nothing can be opened. The ABI has been checked, so "best effort" only
+	// All rights of the file system that this kernel knows, and no rule but to
+	// read: nothing else can be opened. The ABI has been checked, so "best effort" only
 	// leaves out what the kernel has no name for. No_new_privs comes with it.
-	if err := landlock.V9.BestEffort().RestrictPaths(); err != nil {
+	var rules []landlock.Rule
+	for _, dir := range readable {
+		rules = append(rules, landlock.PathAccess(ll.AccessFSReadFile, dir))
+	}
+	if err := landlock.V9.BestEffort().RestrictPaths(rules...); err != nil {
 		return err
 	}
 	if _, err := os.Open("/"); err == nil {
-		return errors.New("cannot confine the worker: the ruleset does not hold")
+		return errors.New("the ruleset does not hold")
 	}
-	return loadFilter()
+	return loadFilter(filter)
 }
 
 // loadFilter loads the seccomp filter for all threads (seccomp(2), TSYNC since
 // Linux 3.17).
-func loadFilter() error {
-	filter, err := seccomp.Worker(os.Getpid())
+func loadFilter(make func(pid int) ([]unix.SockFilter, error)) error {
+	filter, err := make(os.Getpid())
 	if err != nil {
 		return err
 	}

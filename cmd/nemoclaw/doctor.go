@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/kaudit"
 	"nemoclaw/hooks"
 	"nemoclaw/runtime"
 	"nemoclaw/specs/landlock"
@@ -69,7 +70,7 @@ var doctorCommand = &cli.Command{
 func examine() []finding {
 	return []finding{
 		examineRoot(), examineLandlock(), examineSeccomp(), examineMemfd(), examineCanary(),
-		examineFence(), examineCgroups(), examineSELinux(), examineGateway(),
+		examineFence(), examineCgroups(), examineSELinux(), examineGateway(), examineDenials(),
 	}
 }
 
@@ -193,6 +194,25 @@ func examineGateway() finding {
 		f.Answer = yes
 	} else {
 		f.Answer = no
+	}
+	return f
+}
+
+// examineDenials asks whether one can see what layers 1 and 2 refuse.
+func examineDenials() finding {
+	f := finding{Need: "denials seen", Answer: no, Follows: "they hold all the same; what they refuse is not in the audit log"}
+	status, err := kaudit.Get()
+	switch {
+	case !kaudit.ReportsSeccomp():
+		f.Detail = "kernel.seccomp.actions_logged does not list errno"
+	case err != nil:
+		f.Answer, f.Detail = unknown, err.Error()
+	case !kaudit.ReportsLandlock():
+		f.Detail = "seccomp's only: this kernel does not report Landlock's (Linux 6.15 does)"
+	case status.Enabled == 0:
+		f.Detail = "seccomp's only: kernel auditing is off; nemoclawctl setup audit turns it on"
+	default:
+		f.Answer, f.Detail = yes, "landlock's and seccomp's"
 	}
 	return f
 }

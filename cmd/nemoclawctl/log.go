@@ -146,11 +146,12 @@ func showText(w io.Writer, line []byte) error {
 		return err
 	}
 	text := base.Message
-	if base.ClassUID == 4001 {
-		var n audit.Network
-		if err := json.Unmarshal(line, &n); err == nil {
-			text = networkText(&n)
-		}
+	var n audit.Network
+	var d audit.Denied
+	if base.ClassUID == 4001 && json.Unmarshal(line, &n) == nil {
+		text = networkText(&n)
+	} else if (base.ClassUID == 1001 || base.ClassUID == 1003) && json.Unmarshal(line, &d) == nil {
+		text = deniedText(&d)
 	} else if k := kind(line); k != "" {
 		text = fmt.Sprintf("%-7s %s", k, text)
 	}
@@ -183,17 +184,55 @@ func networkText(n *audit.Network) string {
 		words = append(words, "in "+(time.Duration(n.Duration)*time.Millisecond).String())
 	}
 	if n.Actor != nil {
-		p := n.Actor.Process
-		name := p.Name
-		if p.File != nil {
-			name = p.File.Path
-		}
-		words = append(words, fmt.Sprintf("%s[%d]", cmp.Or(name, "?"), p.PID))
+		words = append(words, processName(n.Actor))
 	}
 	if n.Unmapped.Detail != "" {
 		words = append(words, "-- "+n.Unmapped.Detail)
 	}
 	return cell(strings.Join(words, " "))
+}
+
+// deniedText is one denial of layer 1 or 2: the right and the path, or the
+// system call, and who. Text that a program chose is quoted where it could pass
+// for another word.
+func deniedText(d *audit.Denied) string {
+	if d.Count > 0 {
+		return cell(fmt.Sprintf("%-7s %s (%s)", "denied", d.Message, d.Unmapped.Layer))
+	}
+	words := []string{fmt.Sprintf("%-7s", "denied")}
+	switch {
+	case d.File != nil:
+		words = append(words, strings.ReplaceAll(strings.Join(d.Unmapped.Rights, ","), "fs.", ""), quoted(d.File.Path))
+	case d.Kernel != nil && d.Kernel.SystemCall != "":
+		words = append(words, "system call "+quoted(d.Kernel.SystemCall))
+	case d.Kernel != nil:
+		words = append(words, quoted(d.Kernel.Name))
+	}
+	if d.Actor != nil {
+		words = append(words, "to "+processName(d.Actor))
+		if d.Unmapped.OrChild {
+			words = append(words, "or a child")
+		}
+	}
+	return cell(strings.Join(append(words, "("+d.Unmapped.Layer+")"), " "))
+}
+
+// quoted is s, in quotes if it holds more than one printable word.
+func quoted(s string) string {
+	if q := strconv.Quote(s); q != `"`+s+`"` || strings.ContainsAny(s, " ") || s == "" {
+		return q
+	}
+	return s
+}
+
+// processName is an executable, or the name that a process gave itself, and its
+// number.
+func processName(a *audit.Actor) string {
+	name := a.Process.Name
+	if a.Process.File != nil {
+		name = a.Process.File.Path
+	}
+	return fmt.Sprintf("%s[%d]", cmp.Or(name, "?"), a.Process.PID)
 }
 
 func place(e *audit.Endpoint) string {

@@ -92,7 +92,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			listCommand, statusCommand, logCommand, pendingCommand, approveCommand, denyCommand, reloadCommand, auditCommand, completionCommand,
+			listCommand, statusCommand, logCommand, pendingCommand, approveCommand, denyCommand, reloadCommand, auditCommand, setupCommand, completionCommand,
 		},
 	}
 	prepare(app.Commands)
@@ -149,7 +149,7 @@ func reorder(args []string) []string {
 
 // isGroup reports whether word, as the first one, has commands below it.
 func isGroup(head []string, word string) bool {
-	return len(head) == 1 && word == auditCommand.Name
+	return len(head) == 1 && (word == auditCommand.Name || word == setupCommand.Name)
 }
 
 // wants checks the number of arguments.

@@ -114,6 +114,29 @@ func alarms(st *control.Status) (list []string) {
 	return list
 }
 
+// denialsText tells which denials of layers 1 and 2 are seen, and how many were.
+func denialsText(d *control.Denials) string {
+	var words []string
+	switch {
+	case d.Landlock == d.Seccomp:
+		words = append(words, d.Landlock)
+	case d.Landlock == control.Observable:
+		words = append(words, "landlock's observable; seccomp's "+d.Seccomp)
+	case d.Seccomp == control.Observable:
+		words = append(words, "seccomp's observable; landlock's "+d.Landlock)
+	default:
+		words = append(words, "landlock's "+d.Landlock, "seccomp's "+d.Seccomp)
+	}
+	words = append(words, fmt.Sprintf("%d in the log, %d more counted", d.Recorded, d.Folded))
+	if d.Missed > 0 {
+		words = append(words, fmt.Sprintf("%d records of this machine found no room", d.Missed))
+	}
+	if d.Unknown > 0 {
+		words = append(words, fmt.Sprintf("%d of processes of this machine that had ended", d.Unknown))
+	}
+	return strings.Join(words, "; ")
+}
+
 func policyText(name, file string) string {
 	if file == "" || file == name {
 		return name

@@ -129,6 +129,7 @@ func printStatus(w io.Writer, v *proven) error {
 			[]string{"generation:", fmt.Sprintf("%d (%.12s)", st.Generation, st.Digest)},
 			[]string{"gateway:", gatewayText(st)},
 			[]string{"uplink:", cmp.Or(strings.Join(st.Links, ", "), "none")},
+			[]string{"denials:", denialsText(&st.Denials)},
 			[]string{"connections:", fmt.Sprintf("%d open, %d allowed, %d refused", st.Open, st.Allowed, st.Refused)},
 		)
 		for _, n := range st.Notes { // the gateway was told of create's

@@ -6,8 +6,9 @@
 // # Shape
 //
 // Lines follow OCSF 1.8 (schema.ocsf.io): Network Activity (4001) for
-// connections, Device Config State Change (5019) for everything said about the
-// sandbox itself. What OCSF has no word for stands under "unmapped". A line is
+// connections, File System Activity (1001) and Kernel Activity (1003), blocked,
+// for what Landlock and seccomp refused, Device Config State Change (5019) for
+// everything said about the sandbox itself. What OCSF has no word for stands under "unmapped". A line is
 // printable ASCII: everything else is escaped, because agents choose host names
 // and arguments, and terminals obey escape sequences and bidirectional marks.
 //

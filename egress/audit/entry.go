@@ -12,7 +12,7 @@ import (
 // Version is the OCSF schema that the lines follow.
 const Version = "1.8.0"
 
-// Entry is one line to be: a *Network or a *Change.
+// Entry is one line to be: a *Network, a *Denied or a *Change.
 type Entry interface {
 	// base is the part that Append fills in.
 	base() *Base
@@ -73,10 +73,10 @@ const (
 	ActivityReset  = 3
 	ActivityFail   = 4
 	ActivityRefuse = 5
-	ActivityOther  = 99
+	ActivityOther  = 99 // of Denied, too
 )
 
-// Dispositions of Network (OCSF disposition_id).
+// Dispositions of Network and Denied (OCSF disposition_id).
 const (
 	Allowed       = 1
 	Blocked       = 2
@@ -177,6 +177,54 @@ type Traffic struct {
 	Out int64 `json:"bytes_out"` // from the program
 }
 
+// Activities of Denied (OCSF 1001 and 1003 activity_id).
+const (
+	ActivityCreate = 1
+	ActivityRead   = 2
+	ActivityUpdate = 3
+	ActivityDelete = 4
+	ActivityRename = 5
+	ActivityInvoke = 4 // of a system call
+)
+
+// Denied is what the kernel refused to a program in the sandbox.
+type Denied struct {
+	Base
+	ActionID      int        `json:"action_id"`      // 2 denied
+	DispositionID int        `json:"disposition_id"` // Blocked
+	Actor         *Actor     `json:"actor,omitempty"`
+	File          *Object    `json:"file,omitempty"`   // of File System Activity
+	Kernel        *Kernel    `json:"kernel,omitempty"` // of Kernel Activity
+	Count         int        `json:"count,omitempty"`  // denials that stand in this line only
+	Unmapped      DeniedMore `json:"unmapped"`
+}
+
+// DeniedMore is what OCSF has no field for.
+type DeniedMore struct {
+	Link
+	Layer  string   `json:"layer"`            // "landlock" or "seccomp"
+	Rights []string `json:"rights,omitempty"` // of Landlock, as the kernel names them
+	Device string   `json:"device,omitempty"`
+	Inode  string   `json:"inode,omitempty"`
+	// OrChild says that the actor is the first program of the container or of
+	// an exec, and that it or one of its descendants was refused.
+	OrChild bool `json:"or_child,omitempty"`
+}
+
+// Object is what a program wanted to reach, as it saw it.
+type Object struct {
+	Name   string `json:"name"`
+	Path   string `json:"path"`
+	TypeID int    `json:"type_id"` // 0: unknown
+}
+
+// Kernel is what a program wanted of the kernel.
+type Kernel struct {
+	Name       string `json:"name"`
+	TypeID     int    `json:"type_id"` // 2 system call, 99 other
+	SystemCall string `json:"system_call,omitempty"`
+}
+
 // Kinds of Change.
 const (
 	KindSegment   = "segment"   // the first line of a sandbox
@@ -188,6 +236,7 @@ const (
 	KindWorker    = "worker"    // the gateway's worker ended or came back
 	KindJoined    = "joined"    // one more container lives behind the gateway
 	KindLeft      = "left"      // one less, and not the last
+	KindMissed    = "missed"    // denials may have happened of which nothing is known
 	KindEnd       = "end"       // the last line of a sandbox
 )
 
@@ -211,6 +260,7 @@ type ChangeMore struct {
 	Host         string `json:"host,omitempty"`
 	Port         uint16 `json:"port,omitempty"`
 	Grant        uint64 `json:"grant,omitempty"` // number of what the decision gave or took
+	Count        int    `json:"count,omitempty"`
 	// Torn is the SHA-256 of the unfinished piece that this line seals.
 	Torn string `json:"torn,omitempty"`
 }
@@ -226,6 +276,23 @@ func (l *Link) link() *Link { return l }
 // NewNetwork returns a line about a connection of the sandbox id.
 func NewNetwork(id string, activity int) *Network {
 	return &Network{Base: newBase(id, 4001, 4, activity)}
+}
+
+// NewFileDenial returns a line about a file that a program in the sandbox id was
+// refused (OCSF File System Activity).
+func NewFileDenial(id string, activity int) *Denied {
+	return newDenied(newBase(id, 1001, 1, activity))
+}
+
+// NewKernelDenial returns a line about anything else of the kernel's that it was
+// refused (OCSF Kernel Activity).
+func NewKernelDenial(id string, activity int) *Denied {
+	return newDenied(newBase(id, 1003, 1, activity))
+}
+
+func newDenied(b Base) *Denied {
+	b.SeverityID, b.StatusID = Low, 2
+	return &Denied{Base: b, ActionID: 2, DispositionID: Blocked}
 }
 
 // NewChange returns a line of the given kind about the sandbox id itself.
@@ -259,6 +326,8 @@ func encode(e Entry, seq uint64, prev string, now time.Time) ([]byte, error) {
 	}
 	switch e := e.(type) {
 	case *Network:
+		e.Unmapped.link().Prev = prev
+	case *Denied:
 		e.Unmapped.link().Prev = prev
 	case *Change:
 		e.Unmapped.link().Prev = prev

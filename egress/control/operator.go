@@ -34,7 +34,26 @@ type Status struct {
 	AuditLog    string   `json:"audit_log"`
 	AuditFault  string   `json:"audit_fault,omitempty"` // why it cannot be written: everything is refused
 	Notes       []string `json:"notes,omitempty"`
+	Denials     Denials  `json:"denials"`
 }
+
+// Denials tells how much of what the kernel refuses to the sandbox's programs
+// is seen.
+type Denials struct {
+	Landlock string `json:"landlock"` // "observable", or why not and what to do
+	Seccomp  string `json:"seccomp"`  // likewise
+	Recorded int    `json:"recorded"` // lines of the log
+	Folded   int    `json:"folded"`   // more, in lines with a count
+	// Missed are records of this machine, of any program, that found no room
+	// on their way since the sandbox began.
+	Missed int `json:"missed"`
+	// Unknown are denials of processes of this machine that had ended before
+	// it could be told whose they were.
+	Unknown int `json:"unknown"`
+}
+
+// Observable is said of a layer whose denials are seen.
+const Observable = "observable"
 
 // Pending is a host and port that were refused, or wait, and are not yet decided
 // upon.

@@ -59,6 +59,7 @@ func (m *Monitor) enter(new *member) (err error) {
 			m.leave(new.Box)
 		}
 	}()
+	m.observe(new.Box, new.pid)
 	return nil
 }
 
@@ -82,6 +83,7 @@ func (m *Monitor) leave(box control.Box) int {
 	}
 	s.mu.Unlock()
 	if left > 0 {
+		m.unobserve(box)
 		line := audit.NewChange(box.ID, audit.KindLeft, fmt.Sprintf("container left the gateway of %s, which has %d more", m.attached.ID, left))
 		_ = m.log.Append(line) // its fault shows in Status
 	}

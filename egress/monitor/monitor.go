@@ -56,6 +56,10 @@ type Monitor struct {
 	// Cgroup is where the monitor and its worker make a cgroup of their own,
 	// e.g. /sys/fs/cgroup. Empty: they stay where they are.
 	Cgroup string
+	// Reader is the command line of the reader of the kernel's audit records,
+	// which tells what layers 1 and 2 refuse. Its descriptors 3 to 5 are its
+	// lock, its listener and the records. Empty: that is not heard.
+	Reader []string
 
 	attached  control.Attach
 	inner     *os.File
@@ -70,7 +74,8 @@ type Monitor struct {
 	cgroup    *cgroup
 	follow    follower
 
-	members members
+	members   members
+	observers observers
 
 	changes sync.Mutex    // one change of the rules at a time, to its end
 	ending  chan struct{} // closed when the sandbox ends: no change is waited for
@@ -338,6 +343,7 @@ func (m *Monitor) end(t *tasks, cancel context.CancelFunc) {
 	cancel()
 	<-t.workerDone
 	m.watch.wait()
+	m.observeNoMore()
 	if err := m.log.Append(m.change(audit.KindEnd, "sandbox ended")); err != nil {
 		m.note(err.Error())
 	}

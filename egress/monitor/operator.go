@@ -133,6 +133,7 @@ func (m *Monitor) status() control.Status {
 	if err := m.log.Fault(); err != nil {
 		fault = err.Error()
 	}
+	denials := m.observable()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	generation := m.rules.generation
@@ -157,6 +158,7 @@ func (m *Monitor) status() control.Status {
 		AuditLog:    m.attached.AuditLog,
 		AuditFault:  fault,
 		Notes:       append(slices.Clone(m.notes), m.newContainersOnly()...),
+		Denials:     denials,
 	}
 }
 

@@ -85,5 +85,6 @@ func (m *Monitor) started(s *control.Started) error {
 		return fmt.Errorf("cannot start: %w", err)
 	}
 	m.follow.begin(m)
+	m.observers.await()
 	return nil
 }

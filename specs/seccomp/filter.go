@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -263,3 +264,29 @@ func (a *assembler) test(t Test, rest int) []unix.SockFilter {
 	}
 	return code
 }
+
+// CallName returns the name of a system call by its number on an architecture
+// (AUDIT_ARCH_*, linux/audit.h), or "" if the table has none: another
+// architecture, or a call newer than the table.
+func CallName(arch, number uint32) string {
+	if arch != auditArch {
+		return ""
+	}
+	abi := ""
+	if x32Bit != 0 && number&x32Bit != 0 {
+		number, abi = number&^x32Bit, " (x32)"
+	}
+	if name := names()[number]; name != "" {
+		return name + abi
+	}
+	return ""
+}
+
+// names is numbers turned round.
+var names = sync.OnceValue(func() map[uint32]string {
+	m := make(map[uint32]string, len(numbers))
+	for name, nr := range numbers {
+		m[nr] = name
+	}
+	return m
+})

@@ -16,6 +16,19 @@ func Worker(pid int) ([]unix.SockFilter, error) {
 	return Compile(denials)
 }
 
+// Reader returns the filter of the reader of denials, whose pid is pid: that of a
+// worker, which may open files (those that its Landlock rules name, which is
+// /proc) and makes no socket of any kind.
+func Reader(pid int) ([]unix.SockFilter, error) {
+	list := slices.Concat(workerGroup.Denials, takenOver(uint32(pid)), calls(eperm, "socket", "connect", "bind"))
+	list = slices.DeleteFunc(list, func(d Denial) bool { return d.Call == "openat" })
+	denials, err := Denials(nil, nil, list)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the reader's filter: %w", err)
+	}
+	return Compile(denials)
+}
+
 // takenOver is what a worker that obeys its sandbox could do to others. All
 // workers have one user, which is also that of other daemons of the host, and
 // where the policy's uplink is the host's network a worker lives in it.
