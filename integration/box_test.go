@@ -618,7 +618,18 @@ func (b *box) auditFile() string {
 
 // await returns the first line of the audit log, written or to come, that is
 // as wanted.
-func (b *box) await(what string, wanted func(line) bool) line {
+func (b *box) await(what string, wanted func(line) bool) (got line) {
+	b.t.Helper()
+	b.awaitLine(what, func(text json.RawMessage) bool {
+		got = line{}
+		b.must(json.Unmarshal(text, &got))
+		return wanted(got)
+	})
+	return got
+}
+
+// awaitLine is await for whoever reads lines himself.
+func (b *box) awaitLine(what string, wanted func(json.RawMessage) bool) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	defer cancel()
@@ -628,12 +639,12 @@ func (b *box) await(what string, wanted func(line) bool) line {
 	b.must(err)
 	defer resp.Body.Close()
 	for dec := json.NewDecoder(resp.Body); ; {
-		var got line
-		if err := dec.Decode(&got); err != nil {
+		var text json.RawMessage
+		if err := dec.Decode(&text); err != nil {
 			b.t.Fatalf("the audit log never tells of %s: %v", what, err)
 		}
-		if wanted(got) {
-			return got
+		if wanted(text) {
+			return
 		}
 	}
 }

@@ -44,7 +44,7 @@ var deps = map[string][]string{
 	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "egress/kaudit", "hooks/proof", "specs/policy", "specs/settings"},
 	"cmd/containerd-shim-nemoclaw-v1": {},
 
-	"integration":         {"integration/world"},
+	"integration":         {"integration/world", "egress/kaudit"},
 	"integration/world":   {},
 	"integration/probe":   {},
 	"integration/engines": {"integration/world"},

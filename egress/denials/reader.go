@@ -2,6 +2,7 @@ package denials
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -29,7 +30,8 @@ const (
 	// fresh is how long the cgroup of a process is remembered. No number is
 	// given to another process so soon.
 	fresh = 100 * time.Millisecond
-	// first is how long a reader waits for the monitor that started it.
+	// first is how long a reader waits for the monitor that started it, and
+	// for any to say which sandbox it is of.
 	first = 5 * time.Second
 )
 
@@ -77,11 +79,9 @@ type waiting struct {
 func (r *Reader) Run() error {
 	r.sandboxes, r.domains, r.recent = map[string]*sandbox{}, map[string]domain{}, map[int]string{}
 	r.buf, r.ended = make([]byte, kaudit.BufferSize), make(chan struct{})
-	time.AfterFunc(first, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.endIfAlone()
-	})
+	if err := r.acceptFirst(); err != nil {
+		return err
+	}
 	go r.accept()
 	raw, err := r.Records.SyscallConn()
 	if err != nil {
@@ -120,35 +120,47 @@ func (r *Reader) read(fd, limit int) error {
 	return err
 }
 
-// accept serves the monitors that come.
+// acceptFirst returns when all monitors are known that came while there was no
+// reader: the records that wait may be about any of them.
+func (r *Reader) acceptFirst() error {
+	var known sync.WaitGroup
+	defer known.Wait()
+	for wait := first; ; wait = time.Millisecond {
+		if err := r.Listener.SetDeadline(time.Now().Add(wait)); err != nil {
+			return err
+		}
+		conn, err := control.AcceptRuntime(r.Listener)
+		if err != nil && wait == first {
+			return fmt.Errorf("cannot read denials for nobody: %w", err)
+		}
+		if err != nil {
+			return r.Listener.SetDeadline(time.Time{})
+		}
+		known.Add(1)
+		go r.serve(conn, known.Done)
+	}
+}
+
+// accept serves the monitors that come later.
 func (r *Reader) accept() {
 	for {
 		conn, err := control.AcceptRuntime(r.Listener)
 		if err != nil {
 			return
 		}
-		if uid, err := conn.PeerUID(); err != nil || uid != 0 {
-			conn.Close()
-			continue
-		}
-		go r.serve(conn)
+		go r.serve(conn, func() {})
 	}
 }
 
 // serve is the conversation with one monitor.
-func (r *Reader) serve(conn *control.Conn) {
+func (r *Reader) serve(conn *control.Conn, known func()) {
 	defer conn.Close()
-	var w control.Watch
-	files, err := conn.Recv(&w)
-	control.CloseAll(files)
-	if err != nil || w.Launcher == "" {
+	s, err := r.hello(conn)
+	known()
+	if err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.endIfAlone()
-		return
-	}
-	s := newSandbox(&r.mu, conn, w)
-	if !r.enter(s) {
 		return
 	}
 	sent := make(chan struct{})
@@ -156,9 +168,9 @@ func (r *Reader) serve(conn *control.Conn) {
 		defer close(sent)
 		s.send()
 	}()
-	var more control.Watch
 	for err == nil { // a monitor says nothing more until it leaves
-		files, err = conn.Recv(&more)
+		var files []*os.File
+		files, err = conn.Recv(new(control.Watch))
 		control.CloseAll(files)
 	}
 	r.drain(s, errors.Is(err, io.EOF))
@@ -166,20 +178,42 @@ func (r *Reader) serve(conn *control.Conn) {
 	r.leave(s)
 }
 
+// hello hears which sandbox a monitor is of.
+func (r *Reader) hello(conn *control.Conn) (*sandbox, error) {
+	if uid, err := conn.PeerUID(); err != nil || uid != 0 {
+		return nil, errors.New("only root has sandboxes")
+	}
+	late := time.AfterFunc(first, func() { conn.Close() })
+	defer late.Stop()
+	var w control.Watch
+	files, err := conn.Recv(&w)
+	control.CloseAll(files)
+	if err != nil {
+		return nil, err
+	}
+	s := newSandbox(&r.mu, conn, w)
+	return s, r.enter(s)
+}
+
 // enter makes a sandbox known; a monitor that was started again replaces the
 // one before it.
-func (r *Reader) enter(s *sandbox) bool {
+func (r *Reader) enter(s *sandbox) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ending {
-		return false
+	if r.ending || s.watch.Launcher == "" {
+		return errors.New("the sandbox comes too late, or has no name")
 	}
 	r.sandboxes[s.watch.Launcher] = s
 	clear(r.recent)
+	for _, d := range r.domains { // described a moment ago
+		if d.launcher == s.watch.Launcher {
+			s.told.Domains = append(s.told.Domains, d.Domain)
+		}
+	}
 	for _, d := range s.watch.Domains {
 		r.remember(d.ID, domain{s.watch.Launcher, d})
 	}
-	return true
+	return nil
 }
 
 // drain reads what the kernel has said until now, so that the sandbox hears of

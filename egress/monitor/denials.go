@@ -257,22 +257,22 @@ func (o *observer) hold(ctx context.Context) error {
 		control.CloseAll(files)
 		return err
 	}
-	os.Remove(filepath.Join(o.runDir, control.DenialsSocket)) // of a reader that is gone
-	l, err := control.Listen("unixpacket", o.runDir, control.DenialsSocket)
-	if err != nil {
-		return fail(err)
-	}
-	socket, err := l.File()
-	l.Close()
-	if err != nil {
-		return fail(err)
-	}
-	files = append(files, socket)
 	records, err := kaudit.Open()
 	if err != nil {
 		return fail(err)
 	}
-	files = append(files, records)
+	os.Remove(filepath.Join(o.runDir, control.DenialsSocket)) // of a reader that is gone
+	l, err := control.Listen("unixpacket", o.runDir, control.DenialsSocket)
+	if err != nil {
+		records.Close()
+		return fail(err)
+	}
+	socket, err := l.File()
+	l.Close()
+	files = append(files, socket, records)
+	if err != nil {
+		return fail(err)
+	}
 	o.holding.Go(func() {
 		defer control.CloseAll(files) // also of the lock: others may take the place
 		if !readable(ctx, records) {

@@ -12,6 +12,14 @@ var fileVerbs = map[string]verb{
 	"read": func(a []string) (string, error) { return readAt(unix.AT_FDCWD, a[0], unix.O_RDONLY) },
 	// read-at FD PATH: the same, from an open directory.
 	"read-at": func(a []string) (string, error) { return readAt(int(number(a[0])), a[1], unix.O_RDONLY) },
+	// flood TIMES PATH: opens it again and again; the last errno.
+	"flood": func(a []string) (string, error) {
+		var err error
+		for range number(a[0]) {
+			err = openOnly(a[1], unix.O_RDONLY)
+		}
+		return "", err
+	},
 	// write PATH: opens a file that exists for writing, and appends.
 	"write": func(a []string) (string, error) { return "", writeTo(a[0], unix.O_WRONLY|unix.O_APPEND) },
 	// use PATH: opens it for reading and writing, and nothing more.

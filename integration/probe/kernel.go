@@ -66,13 +66,15 @@ var kernelVerbs = map[string]verb{
 	},
 	// ioctl FD REQUEST: with 64 bytes of which the first is a letter, as
 	// TIOCSTI takes it to type into a terminal.
-	"ioctl": func(a []string) (string, error) {
-		b := [64]byte{'x'}
-		_, _, e := unix.Syscall(unix.SYS_IOCTL, number(a[0]), number(a[1]), uintptr(unsafe.Pointer(&b[0])))
-		if e != 0 {
-			return "", e
+	"ioctl": func(a []string) (string, error) { return "", ioctl(number(a[0]), number(a[1])) },
+	// ioctl-at PATH REQUEST: on what lies there, opened for reading.
+	"ioctl-at": func(a []string) (string, error) {
+		fd, err := unix.Open(a[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", err
 		}
-		return "", nil
+		defer unix.Close(fd)
+		return "", ioctl(uintptr(fd), number(a[1]))
 	},
 	// personality NUMBER
 	"personality": func(a []string) (string, error) {
@@ -149,4 +151,12 @@ func sweep([]string) (string, error) {
 		return "", errors.New("nothing was tried")
 	}
 	return strings.Join(out, " "), nil
+}
+
+func ioctl(fd, request uintptr) error {
+	b := [64]byte{'x'}
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(unsafe.Pointer(&b[0]))); e != 0 {
+		return e
+	}
+	return nil
 }
