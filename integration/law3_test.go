@@ -18,6 +18,8 @@ import (
 func TestLaw3ExecObeysThePolicy(t *testing.T) {
 	t.Run("asking for more", testExecAsksForMore)
 	t.Run("another policy file", testExecAfterTheFileChanged)
+	t.Run("another default", testExecAfterTheDefaultChanged)
+	t.Run("home", testExecHasTheSameHome)
 	t.Run("swapped paths", testExecAfterASwap)
 	t.Run("no gateway", testExecWithoutGateway)
 	t.Run("no gateway and swapped paths", testExecWithoutGatewayAfterASwap)
@@ -72,6 +74,58 @@ func testExecAfterTheFileChanged(t *testing.T) {
 	k := b.exec()
 	checkLayers(t, "exec", k.ask)
 	k.want("EPERM", "sys 101 0x4206 1 0 0") // ptrace(PTRACE_SEIZE)
+}
+
+// A host whose default policy is another one by now, because its settings name
+// another file or a newer nemoclaw builds in other lists, keeps to what was
+// stored with the container.
+func testExecAfterTheDefaultChanged(t *testing.T) {
+	const narrow = "filesystem: {read_write: [/tmp], image: strict, read_only: [/bin, /usr], write_execute: deny}\ncapabilities: {keep: []}\negress: {rules: []}\n"
+	for _, test := range []struct{ name, before, after, chown, memfd string }{
+		{"wider", narrow, "filesystem: {read_write: [/root, /usr]}\negress: {rules: []}\n", "EPERM", "EPERM"},
+		{"narrower", "egress: {rules: []}\n", narrow, "ok", "ok ran"},
+		{"broken", "egress: {rules: []}\n", "egress: [\n", "ok", "ok ran"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBox(t)
+			b.policy(test.before)
+			main := b.up()
+			b.write("other.yaml", test.after)
+			b.settings("policy: " + b.path("other.yaml") + "\n")
+			for _, k := range []*talk{main, b.exec()} {
+				k.want("ok", "create /tmp/file-"+k.name)
+				k.want(test.chown, "chown /tmp/file-"+k.name+" 1000")
+				k.want(test.memfd, "exec-memfd /bin/echo ran")
+				k.want("EACCES", "read /root/secret")
+				k.want("EACCES", "create /usr/new")
+			}
+		})
+	}
+}
+
+// Exec finds the home that the first program has, also where volumes are granted
+// by the lists alone and the working directory is one.
+func testExecHasTheSameHome(t *testing.T) {
+	for _, test := range []struct{ policy, cwd, home, want string }{
+		{"filesystem: {volumes: policy_only}", "/data", "/data/home", "/sandbox"},
+		{"filesystem: {volumes: follow}", "/data", "/data/home", "/data/home"},
+		{"filesystem: {read_write: [/data/home], volumes: policy_only}", "/", "/root", "/data/home"},
+		{"filesystem: {deny: [/sandbox]}", "/", "/root", "/tmp"},
+	} {
+		t.Run(test.policy, func(t *testing.T) {
+			b := newBox(t)
+			b.mkdir("volume/home")
+			b.mount(oci.Mount{Destination: "/data", Type: "bind", Source: b.path("volume"), Options: []string{"rbind", "rw"}})
+			b.spec.Process.Cwd = test.cwd
+			b.spec.Process.Env = []string{"PATH=/bin", "HOME=" + test.home}
+			b.policy(test.policy + "\negress: {rules: []}\n")
+			for _, k := range []*talk{b.up(), b.exec()} {
+				k.want("ok "+test.want, "exec /bin/sh -c \"echo $HOME\"")
+				k.want("ok", "create "+test.want+"/.config-"+k.name)
+				k.want("EACCES", "read /root/secret")
+			}
+		})
+	}
 }
 
 // The agent may move what it may write. What lies at a path now gets no right

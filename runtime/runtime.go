@@ -1,10 +1,12 @@
 package runtime
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 
 	"github.com/opencontainers/cgroups"
@@ -66,8 +68,8 @@ func (r *Runtime) sandbox(id string) (*control.Sandbox, *confined, *policy.Polic
 	if s.PolicyName == unconfined {
 		return s, nil, policy.Unconfined(), nil
 	}
-	c := new(confined)
-	if err := json.Unmarshal(s.Confined, c); err != nil {
+	c, err := decodeConfined(s.Confined)
+	if err != nil {
 		return nil, nil, nil, fmt.Errorf("cannot understand what was stored of container %s: %w", id, err)
 	}
 	p, err := policy.Parse(s.PolicyFile, []byte(s.Policy))
@@ -75,6 +77,30 @@ func (r *Runtime) sandbox(id string) (*control.Sandbox, *confined, *policy.Polic
 		return nil, nil, nil, fmt.Errorf("cannot use the policy that was stored of container %s:\n%w", id, err)
 	}
 	return s, c, p, nil
+}
+
+// decodeConfined reads what create stored. Nothing is taken on trust that the
+// kernel would take for less than was meant.
+func decodeConfined(b []byte) (*confined, error) {
+	c := new(confined)
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields() // a newer version stored it, and means something by it
+	if err := dec.Decode(c); err != nil {
+		return nil, err
+	}
+	if c.ABI < 1 {
+		return nil, fmt.Errorf("landlock_abi: there is no ABI %d", c.ABI)
+	}
+	for _, g := range c.Granted {
+		switch {
+		case g.Path != path.Join("/", g.Path):
+			return nil, fmt.Errorf("granted: %q is no absolute path", g.Path)
+		case g.Access == 0 || g.Access&^landlock.Handled(c.ABI) != 0:
+			return nil, fmt.Errorf("granted: %s: ABI %d cannot grant %s", g.Path, c.ABI, g.Access.Rights())
+		}
+	}
+	_, err := decodeFilter(c.Filter)
+	return c, err
 }
 
 // hideENOENT says what happened to a file of ours without the words that Docker

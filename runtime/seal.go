@@ -29,6 +29,7 @@ const (
 	planLimits = 16
 	planHeader = planLimits + maxLate*24
 	planPath   = 4096
+	maxFilter  = 4096 // instructions, BPF_MAXINSNS
 
 	allSeals  = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	sealExec  = 0x20 // F_SEAL_EXEC (Linux 6.3), not in x/sys
@@ -198,7 +199,7 @@ func encodeFilter(filter []unix.SockFilter) []byte {
 }
 
 func decodeFilter(b []byte) ([]unix.SockFilter, error) {
-	if len(b) == 0 || len(b)%8 != 0 {
+	if len(b) == 0 || len(b)%8 != 0 || len(b) > 8*maxFilter {
 		return nil, errors.New("cannot understand the stored filter: its length is wrong")
 	}
 	var filter []unix.SockFilter

@@ -39,7 +39,7 @@ func homes(proc *oci.Process, p *policy.Policy, writable []string) []Edit {
 		case name == "HOME":
 			was = value
 			continue
-		case slices.Contains(basedirs, name) && !mayWrite(p, writable, value):
+		case slices.Contains(basedirs, name) && value != "" && !mayWrite(p, writable, value):
 			dropped = append(dropped, name)
 			continue
 		}

@@ -65,7 +65,7 @@ type Box struct {
 // Join puts one more container behind a gateway, in the namespace that it
 // serves. The container must have the same rules of egress and network.
 // Descriptors: the network namespace, init's pidfd, then the filled Landlock
-// ruleset, which may be missing.
+// ruleset, as in Commit.
 type Join struct {
 	Box
 	InitPID    int      `json:"init_pid"` // in the monitor's pid namespace
@@ -79,8 +79,8 @@ type Join struct {
 type Leave struct{ Box }
 
 // Commit makes an attached monitor the container's. Descriptors: init's
-// pidfd, then the filled Landlock ruleset; the ruleset is missing where the
-// policy has no layer 1.
+// pidfd, then the filled Landlock ruleset, which every confined container has.
+// A monitor that got none hands none out, and exec makes the rules anew.
 type Commit struct {
 	InitPID int      `json:"init_pid"` // in the monitor's pid namespace
 	Notes   []string `json:"notes,omitempty"`

@@ -1,11 +1,13 @@
 package control
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -209,13 +211,39 @@ func Find(runDir, id string) (string, *Sandbox, error) {
 	return "", nil, fmt.Errorf("cannot choose sandbox %q: %d sandboxes match", id, len(dirs))
 }
 
+// maxState is the longest file of a state directory that is read, in bytes: a
+// policy has at most a mebibyte, and is stored as a string of JSON.
+const maxState = 16 << 20
+
 func readJSON(file string, v any) error {
-	b, err := os.ReadFile(file)
+	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, v); err != nil {
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxState+1))
+	if err != nil {
+		return err
+	}
+	if err := decodeState(b, v); err != nil {
 		return fmt.Errorf("cannot understand %s: %w", file, err)
+	}
+	return nil
+}
+
+// decodeState refuses what it does not know: a newer version stored it, and
+// means something by it.
+func decodeState(b []byte, v any) error {
+	if len(b) > maxState {
+		return fmt.Errorf("it has more than %d bytes", maxState)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("something follows its end")
 	}
 	return nil
 }

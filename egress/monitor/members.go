@@ -22,7 +22,7 @@ type member struct {
 	pid     int    // of its init
 	mounts  string // its mount namespace, as /proc/PID/ns/mnt reads
 	pidfd   *os.File
-	ruleset *os.File // nil: its policy has no layer 1
+	ruleset *os.File // nil: none came
 	forget  context.CancelFunc
 }
 

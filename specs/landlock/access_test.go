@@ -55,7 +55,8 @@ func TestClasses(t *testing.T) {
 
 // A class is printed by its name, any other set by its rights.
 func TestString(t *testing.T) {
-	for a, want := range map[Access]string{ReadOnly: "read_only", ReadWrite: "read_write", Device: "device", Terminals: "terminals", ReadFile | Execute: "{execute,read_file}"} {
+	for a, want := range map[Access]string{ReadOnly: "read_only", ReadWrite: "read_write", Device: "device", Terminals: "terminals", ReadFile | Execute: "{execute,read_file}",
+		ReadOnly &^ Execute: "read_only without execute", ReadWrite &^ (Execute | ResolveUnix): "read_write without execute,resolve_unix"} {
 		if got := a.String(); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
@@ -67,6 +68,33 @@ func TestRestrictFlags(t *testing.T) {
 	for abi, want := range map[int]uint32{3: 0, 6: 0, 7: 6, 11: 6} {
 		if got := RestrictFlags(abi); got != want {
 			t.Errorf("ABI %d: flags %#x, want %#x", abi, got, want)
+		}
+	}
+}
+
+// Each kernel's rights, bit by bit: the same table as go-landlock's
+// (abi_versions.go), so that a right is neither forgotten nor asked of a kernel
+// that would refuse the ruleset. ABI 8 and 10 bring no right of files.
+func TestRightsByABI(t *testing.T) {
+	for abi, bits := range []int{0, 13, 14, 15, 15, 16, 16, 16, 16, 17, 17, 17} {
+		if got, want := Handled(abi), Access(1)<<bits-1; got != want {
+			t.Errorf("ABI %d handles %s, want %s", abi, got.Rights(), want.Rights())
+		}
+	}
+	for _, test := range []struct {
+		abi  int
+		tree Access // what a writable directory is granted then
+		not  Access
+	}{
+		{1, MakeReg | WriteFile, Refer | Truncate | IoctlDev | ResolveUnix},
+		{3, Refer | Truncate, IoctlDev | ResolveUnix},
+		{8, Refer | Truncate, IoctlDev | ResolveUnix},
+		{9, ResolveUnix, IoctlDev | MakeChar | MakeBlock},
+		{10, ResolveUnix, IoctlDev | MakeChar | MakeBlock},
+	} {
+		got := ReadWrite & Handled(test.abi)
+		if got&test.tree != test.tree || got&test.not != 0 {
+			t.Errorf("ABI %d: a writable directory may %s, want %s in it and %s not", test.abi, got.Rights(), test.tree.Rights(), test.not.Rights())
 		}
 	}
 }
