@@ -47,6 +47,7 @@ var deps = map[string][]string{
 	"integration":         {"integration/world", "egress/kaudit"},
 	"integration/world":   {},
 	"integration/probe":   {},
+	"integration/arm64":   {},
 	"integration/engines": {"integration/world"},
 	"integration/bench":   {"integration/world", "egress/control"},
 

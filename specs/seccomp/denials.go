@@ -124,8 +124,7 @@ var Groups = []Group{
 		Denials: []Denial{
 			{Call: "open_by_handle_at", Errno: eperm},
 			{Call: "name_to_handle_at", Errno: eperm},
-			{Call: "execveat", Errno: enosys, If: []Test{{Arg: 4, Mask: unix.AT_EMPTY_PATH, In: true, Values: []uint32{unix.AT_EMPTY_PATH}}},
-				Why: "told ENOSYS, libc's fexecve takes /proc/self/fd", Source: "execveat(2), fexecve(3)"},
+			execByDescriptor,
 		},
 	}, {
 		Name:   "terminals",
@@ -153,13 +152,18 @@ var OthersLimits = Denial{Call: "prlimit64", Errno: eperm, If: []Test{{Arg: 0, I
 	Why: "the limits of another process: RLIMIT_CPU ends it", Source: "prlimit(2); landlock(7) does not mediate it"}
 
 // WriteExecute is for policies under which nothing can be executed that was
-// written: a file without a name is on no mount that could forbid it. What
-// execveat(2) would do with its descriptor is denied to all (handles).
+// written: a file without a name is on no mount that could forbid it.
 var WriteExecute = Group{
 	Name:    "write_execute",
 	Why:     "a program that was brought along, in a file that lies in memory only",
-	Denials: calls(eperm, "memfd_create"),
+	Source:  "memfd_create(2), execveat(2)",
+	Denials: append(calls(eperm, "memfd_create"), execByDescriptor), // whatever seccomp.allow says of handles
 }
+
+// execByDescriptor is fexecve(3), which takes /proc/self/fd instead when told
+// ENOSYS.
+var execByDescriptor = Denial{Call: "execveat", Errno: enosys, If: []Test{{Arg: 4, Mask: unix.AT_EMPTY_PATH, In: true, Values: []uint32{unix.AT_EMPTY_PATH}}},
+	Why: "told ENOSYS, libc's fexecve takes /proc/self/fd", Source: "execveat(2), fexecve(3)"}
 
 // socketDenials is the allow list of socket families, types and protocols,
 // turned round: UNIX; of INET and INET6 streams and datagrams that are TCP, UDP

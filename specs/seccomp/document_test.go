@@ -71,6 +71,8 @@ func document(t *testing.T) string {
 		}
 		table(t, &b, g.Denials)
 	}
+	fmt.Fprintf(&b, "\n## With filesystem.write_execute: deny\n\nWhy: %s.\n\nSource: %s. seccomp.allow does not take it out.\n", WriteExecute.Why, WriteExecute.Source)
+	table(t, &b, WriteExecute.Denials)
 	fmt.Fprintf(&b, "\n## In a sandbox that shares a pid namespace\n\nAs with docker run --pid; seccomp.allow does not take it out.\n")
 	table(t, &b, []Denial{OthersLimits})
 	return b.String()

@@ -264,6 +264,35 @@ func TestDenials(t *testing.T) {
 
 func empty(s string) bool { return s == "" }
 
+// What is denied only where the policy or the spec makes it necessary.
+func TestExtra(t *testing.T) {
+	denials, err := Denials(nil, []string{"group:handles"}, append(slices.Clone(WriteExecute.Denials), OthersLimits))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := Compile(denials)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		call          string
+		args          []uint64
+		with, without string
+	}{
+		{"memfd_create", nil, "EPERM", "allow"},
+		{"execveat", []uint64{3, 0, 0, 0, unix.AT_EMPTY_PATH}, "ENOSYS", "ENOSYS"},
+		{"prlimit64", []uint64{0, unix.RLIMIT_CPU}, "allow", "allow"},
+		{"prlimit64", []uint64{7, unix.RLIMIT_CPU}, "EPERM", "allow"},
+	} {
+		if got := ask(t, f, auditArch, numbers[test.call], test.args...); got != test.with {
+			t.Errorf("%s%v: %s, want %s", test.call, test.args, got, test.with)
+		}
+		if got := ask(t, compiled(t, nil, nil), auditArch, numbers[test.call], test.args...); got != test.without {
+			t.Errorf("%s%v without them: %s, want %s", test.call, test.args, got, test.without)
+		}
+	}
+}
+
 // The gateway's worker starts no program and opens no file.
 func TestWorker(t *testing.T) {
 	f, err := Worker(42)
