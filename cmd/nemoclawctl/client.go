@@ -48,6 +48,22 @@ func (s *sandbox) call(method, path string, in, out any) error {
 	return nil
 }
 
+// text asks the gateway for what is no JSON.
+func (s *sandbox) text(path string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	resp, err := s.do(ctx, "GET", path, nil)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return "", fmt.Errorf("cannot read from the gateway of %s: %w", s.ID, err)
+	}
+	return string(b), nil
+}
+
 func (s *sandbox) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {

@@ -2,17 +2,26 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"nemoclaw/egress/control"
 )
 
-// The scripts ask the program itself what may come next.
+// The scripts ask the program itself what may come next. A colon ends a word for
+// bash, and HOST:PORT has one: what is written so far is read from the line.
 const (
 	bashCompletion = `_nemoclawctl() {
-  local cur=${COMP_WORDS[COMP_CWORD]}
-  local words
-  words=$("${COMP_WORDS[@]:0:COMP_CWORD}" --generate-bash-completion 2>/dev/null)
-  COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  local line=${COMP_LINE:0:COMP_POINT}
+  local cur=${line##*[[:space:]]}
+  local -a before
+  read -ra before <<<"${line%"$cur"}"
+  local IFS=$'\n'
+  COMPREPLY=($(compgen -W "$("${before[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
+  local colon=${cur%"${cur##*:}"}
+  COMPREPLY=("${COMPREPLY[@]#"$colon"}")
 }
 complete -o nosort -F _nemoclawctl nemoclawctl
 `
@@ -23,6 +32,10 @@ _nemoclawctl() {
   compadd -a words_
 }
 compdef _nemoclawctl nemoclawctl
+`
+	// What follows cli's own script for fish, which knows commands and flags.
+	fishCompletion = `
+complete -c nemoclawctl -n 'test (count (commandline -opc)) -ge 2' -f -a '((commandline -opc) --generate-bash-completion 2>/dev/null)'
 `
 )
 
@@ -43,6 +56,7 @@ var completionCommand = &cli.Command{
 			script = zshCompletion
 		case "fish":
 			script, err = c.App.ToFishCompletion()
+			script += fishCompletion
 		default:
 			err = usageError{fmt.Errorf("cannot complete for %q: bash, zsh and fish are known", shell)}
 		}
@@ -54,21 +68,67 @@ var completionCommand = &cli.Command{
 }
 
 // completeIDs offers the sandboxes of this host for a first argument.
-func completeIDs(c *cli.Context) {
-	if c.NArg() > 0 {
-		return
+func completeIDs(c *cli.Context) { completeThen(c, nil) }
+
+// completeThen offers the sandboxes for a first argument, and for those behind it
+// what then returns of the one that was named.
+func completeThen(c *cli.Context, then func(*sandbox) []string) {
+	var words []string
+	for _, w := range c.Args().Slice() {
+		if !strings.HasPrefix(w, "-") {
+			words = append(words, w)
+		}
 	}
-	sandboxes, err := all()
-	if err != nil {
-		return
-	}
-	for _, s := range sandboxes {
-		fmt.Fprintln(c.App.Writer, short(s.ID))
+	switch {
+	case len(words) == 0:
+		sandboxes, err := all()
+		if err != nil {
+			return
+		}
+		for _, s := range sandboxes {
+			fmt.Fprintln(c.App.Writer, short(s.ID))
+		}
+	case then != nil:
+		s, err := find(words[0])
+		if err != nil {
+			return
+		}
+		for _, w := range then(s) {
+			if !slices.Contains(words[1:], w) {
+				fmt.Fprintln(c.App.Writer, cell(w))
+			}
+		}
 	}
 }
 
+// completePending offers what waits for a decision.
+func completePending(c *cli.Context) {
+	completeThen(c, func(s *sandbox) (words []string) {
+		var list []control.Pending
+		_ = s.call("GET", "/v1/pending", nil, &list) // nothing to offer, then
+		for _, p := range list {
+			words = append(words, join(p.Host, p.Port))
+		}
+		return words
+	})
+}
+
+// completeGrants offers what was decided.
+func completeGrants(c *cli.Context) {
+	completeThen(c, func(s *sandbox) (words []string) {
+		var list []control.Grant
+		_ = s.call("GET", "/v1/grants", nil, &list) // nothing to offer, then
+		for _, g := range list {
+			words = append(words, join(g.Host, g.Port))
+		}
+		return words
+	})
+}
+
 func init() {
-	for _, c := range []*cli.Command{statusCommand, logCommand, pendingCommand, approveCommand, denyCommand, reloadCommand} {
+	for _, c := range []*cli.Command{statusCommand, logCommand, eventsCommand, metricsCommand, pendingCommand, grantsCommand, reloadCommand} {
 		c.BashComplete = completeIDs
 	}
+	approveCommand.BashComplete, denyCommand.BashComplete = completePending, completePending
+	revokeCommand.BashComplete = completeGrants
 }

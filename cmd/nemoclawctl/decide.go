@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,38 +21,65 @@ import (
 
 var approveCommand = &cli.Command{
 	Name:      "approve",
-	Usage:     "let a sandbox reach a host and port until it ends",
-	ArgsUsage: "[--permanent] ID HOST:PORT",
-	Description: `The approval holds until the sandbox ends. With --permanent the policy file that
-the sandbox was made with gets a rule more, for this sandbox and for every other
-that the file serves. No approval beats a deny rule or makes a private address
-reachable.`,
-	Flags: []cli.Flag{jsonFlag, &cli.BoolFlag{Name: "permanent", Usage: "add a rule to the policy file"}},
+	Usage:     "let a sandbox reach a host and port",
+	ArgsUsage: "[--once | --uses N | --for TIME | --permanent] ID WHAT...  |  --all ID",
+	Description: `WHAT is HOST:PORT, or the number or the request that pending shows.
+
+The approval holds until the sandbox ends, or for as long or as often as a flag
+says. --once is for the request that pending shows: if that connection still
+waits it is let through and no other, else the next one is. A use is spent when a
+connection is let through, whatever becomes of it. With --permanent the policy
+file that the sandbox was made with gets a rule more, for this sandbox and for
+every other that the file serves. No approval beats a deny rule or makes a private
+address reachable.`,
+	Flags: []cli.Flag{jsonFlag,
+		&cli.BoolFlag{Name: "once", Usage: "allow one connection"},
+		&cli.IntFlag{Name: "uses", Usage: "allow `N` connections"},
+		&cli.DurationFlag{Name: "for", Usage: "allow it for a `TIME`, such as 10m; what is open then is cut"},
+		&cli.BoolFlag{Name: "permanent", Usage: "add a rule to the policy file"},
+		&cli.BoolFlag{Name: "all", Usage: "everything that is pending, after it was shown"},
+		yesFlag,
+	},
 	Action: func(c *cli.Context) error {
-		s, host, port, err := target(c)
+		if err := oneOf(c, "once", "uses", "for", "permanent"); err != nil {
+			return err
+		}
+		d := control.Decision{Verb: "approve", Once: c.Bool("once"), Uses: c.Int("uses"), For: c.Duration("for")}
+		if c.IsSet("uses") && d.Uses < 1 || c.IsSet("for") && d.For < time.Second {
+			return usageError{errors.New("cannot approve for nothing: --uses begins at 1, --for at 1s")}
+		}
+		s, targets, err := targets(c)
 		if err != nil {
 			return err
 		}
 		if c.Bool("permanent") {
-			return approvePermanently(c, s, host, port)
+			for _, t := range targets {
+				if err := approvePermanently(c, s, t.host, t.port); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
-		return s.decide(c, control.Decision{Verb: "approve", Host: host, Port: port}, "is allowed until the sandbox ends")
+		return s.decideAll(c, d, targets)
 	},
 }
 
 var denyCommand = &cli.Command{
-	Name:      "deny",
-	Usage:     "refuse a sandbox a host and port, and do not ask again",
-	ArgsUsage: "ID HOST:PORT",
-	Flags:     []cli.Flag{jsonFlag},
+	Name:        "deny",
+	Usage:       "refuse a sandbox a host and port, and do not ask again",
+	ArgsUsage:   "ID WHAT...  |  --all ID",
+	Description: "WHAT is HOST:PORT, or the number or the request that pending shows. It holds until\nthe sandbox ends; approve takes it back, and so does revoke.",
+	Flags:       []cli.Flag{jsonFlag, &cli.BoolFlag{Name: "all", Usage: "everything that is pending, after it was shown"}, yesFlag},
 	Action: func(c *cli.Context) error {
-		s, host, port, err := target(c)
+		s, targets, err := targets(c)
 		if err != nil {
 			return err
 		}
-		return s.decide(c, control.Decision{Verb: "deny", Host: host, Port: port}, "is denied until the sandbox ends")
+		return s.decideAll(c, control.Decision{Verb: "deny"}, targets)
 	},
 }
+
+var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask before --all"}
 
 var reloadCommand = &cli.Command{
 	Name:      "reload",
@@ -81,17 +110,120 @@ var reloadCommand = &cli.Command{
 	},
 }
 
-// target reads ID HOST:PORT.
-func target(c *cli.Context) (s *sandbox, host string, port uint16, err error) {
-	if err := wants(c, 2, 2); err != nil {
-		return nil, "", 0, err
+// oneOf refuses flags that contradict each other.
+func oneOf(c *cli.Context, names ...string) error {
+	var set []string
+	for _, name := range names {
+		if c.IsSet(name) {
+			set = append(set, "--"+name)
+		}
 	}
-	host, port, err = hostPort(c.Args().Get(1))
+	if len(set) > 1 {
+		return usageError{fmt.Errorf("cannot %s with %s together: choose one", c.Command.Name, strings.Join(set, " and "))}
+	}
+	return nil
+}
+
+// target is a host and port to be decided upon.
+type target struct {
+	host    string
+	port    uint16
+	request string // the latest for it that is pending, or the one that was named
+	process *control.Process
+}
+
+// targets reads ID WHAT..., or --all ID.
+func targets(c *cli.Context) (*sandbox, []target, error) {
+	all := c.Bool("all")
+	least, most := 2, 1000
+	if all {
+		least, most = 1, 1
+	}
+	if err := wants(c, least, most); err != nil {
+		return nil, nil, err
+	}
+	words := c.Args().Tail()
+	for _, w := range words {
+		if err := isTarget(w); err != nil {
+			return nil, nil, usageError{err}
+		}
+	}
+	s, err := find(c.Args().First())
 	if err != nil {
-		return nil, "", 0, usageError{err}
+		return nil, nil, err
 	}
-	s, err = find(c.Args().First())
-	return s, host, port, err
+	var pending []control.Pending
+	if err := s.call("GET", "/v1/pending", nil, &pending); err != nil {
+		return nil, nil, err
+	}
+	if all {
+		return s, of(pending), confirm(c, s, pending)
+	}
+	var list []target
+	for _, w := range words {
+		t, err := s.target(w, pending)
+		if err != nil {
+			return nil, nil, err
+		}
+		list = append(list, t)
+	}
+	return s, list, nil
+}
+
+// isTarget tells whether a word could be HOST:PORT, a number or a request.
+func isTarget(word string) error {
+	if strings.Contains(word, ":") || strings.Contains(word, ".") {
+		_, _, err := hostPort(word)
+		return err
+	}
+	if word == "" || strings.Trim(word, "0123456789abcdefghijklmnopqrstuvwxyz-") != "" {
+		return fmt.Errorf("cannot understand %q: write HOST:PORT, or a number or a request that pending shows", word)
+	}
+	return nil
+}
+
+func of(pending []control.Pending) []target {
+	list := make([]target, len(pending))
+	for i, p := range pending {
+		list[i] = target{p.Host, p.Port, p.Request, p.Process}
+	}
+	return list
+}
+
+// target finds what a word means among what is pending.
+func (s *sandbox) target(word string, pending []control.Pending) (target, error) {
+	if host, port, err := hostPort(word); err == nil {
+		t := target{host: host, port: port}
+		if i := slices.IndexFunc(pending, func(p control.Pending) bool { return p.Port == port && strings.EqualFold(p.Host, host) }); i >= 0 {
+			t.request, t.process = pending[i].Request, pending[i].Process
+		}
+		return t, nil
+	}
+	i := slices.IndexFunc(pending, func(p control.Pending) bool { return strconv.FormatUint(p.N, 10) == word || p.Request == word })
+	if i < 0 {
+		return target{}, hinted{fmt.Errorf("cannot find %q among what is pending", word), "nemoclawctl pending " + short(s.ID) + " shows it; another request for the same host may have come since"}
+	}
+	return of(pending[i : i+1])[0], nil
+}
+
+// confirm shows what --all is and asks.
+func confirm(c *cli.Context, s *sandbox, pending []control.Pending) error {
+	if c.Bool("yes") || len(pending) == 0 {
+		return nil
+	}
+	rows := [][]string{}
+	for _, p := range pending {
+		rows = append(rows, []string{join(p.Host, p.Port), who(p.Process)})
+	}
+	if err := table(c.App.ErrWriter, rows); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.App.ErrWriter, "%s these %d for %s? [y/N] ", c.Command.Name, len(pending), short(s.ID))
+	answer, _ := bufio.NewReader(c.App.Reader).ReadString('\n')
+	if answer = strings.ToLower(strings.TrimSpace(answer)); answer != "y" && answer != "yes" {
+		return hinted{fmt.Errorf("cannot %s all: nobody said yes", c.Command.Name), "--yes says it beforehand"}
+	}
+	return nil
 }
 
 func hostPort(arg string) (string, uint16, error) {
@@ -106,21 +238,64 @@ func hostPort(arg string) (string, uint16, error) {
 	return host, uint16(port), nil
 }
 
-// decide has the gateway put a decision into force, and says so.
-func (s *sandbox) decide(c *cli.Context, d control.Decision, told string) error {
-	var got control.Decided
-	if err := s.call("POST", "/v1/decisions", d, &got); err != nil {
+// decideAll has the gateway put decisions into force, one after the other, and
+// says so.
+func (s *sandbox) decideAll(c *cli.Context, d control.Decision, targets []target) error {
+	done := make([]control.Decided, len(targets))
+	for i, t := range targets {
+		d.Host, d.Port, d.Request = t.host, t.port, ""
+		if d.Once {
+			d.Request = t.request
+		}
+		if err := s.call("POST", "/v1/decisions", d, &done[i]); err != nil {
+			return err
+		}
+		if !c.Bool("json") {
+			if err := s.printDecided(c.App.Writer, t, &done[i]); err != nil {
+				return err
+			}
+		}
+	}
+	switch {
+	case !c.Bool("json"):
+		return nil
+	case len(done) == 1:
+		return printJSON(c.App.Writer, done[0])
+	}
+	return printJSON(c.App.Writer, done)
+}
+
+func (s *sandbox) printDecided(w io.Writer, t target, done *control.Decided) error {
+	what := cell(join(t.host, t.port))
+	if done.Warning != "" {
+		_, err := fmt.Fprintf(w, "%s: %s is recorded as decided\nwarning: %s\n", short(s.ID), what, printable(done.Warning))
 		return err
 	}
-	if c.Bool("json") {
-		return printJSON(c.App.Writer, got)
+	g := done.Grant
+	told := "is denied " + bounds(g)
+	if g.Allow {
+		told = "is allowed " + bounds(g)
 	}
-	if got.Warning != "" {
-		_, err := fmt.Fprintf(c.App.Writer, "%s: %s is recorded as decided\nwarning: %s\n", short(s.ID), cell(join(d.Host, d.Port)), printable(got.Warning))
-		return err
+	if g.Request != "" {
+		told += cell(fmt.Sprintf(", for request %s of %s", g.Request, who(t.process)))
 	}
-	_, err := fmt.Fprintf(c.App.Writer, "%s: %s %s\n", short(s.ID), cell(join(d.Host, d.Port)), told)
+	_, err := fmt.Fprintf(w, "%s: %s %s\n", short(s.ID), what, told)
 	return err
+}
+
+// bounds tells how long or how often a grant holds.
+func bounds(g control.Grant) string {
+	switch {
+	case g.Spent():
+		return "no more: it is used up"
+	case g.Counted && g.Uses == 1:
+		return "once"
+	case g.Counted:
+		return fmt.Sprintf("%d times", g.Uses)
+	case g.Until != 0:
+		return "for " + time.Duration(max(0, g.Until-control.Now())).Round(time.Second).String()
+	}
+	return "until the sandbox ends"
 }
 
 func join(host string, port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }

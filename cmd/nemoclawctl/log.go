@@ -45,7 +45,7 @@ var logCommand = &cli.Command{
 		}
 		ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		return s.followLog(ctx, func(line []byte) error { return show(c.App.Writer, line) })
+		return s.followLog(ctx, 0, func(line []byte) error { return show(c.App.Writer, line) })
 	},
 }
 
@@ -102,10 +102,10 @@ func kind(text []byte) string {
 	return c.Unmapped.Kind
 }
 
-// followLog passes on lines as the gateway streams them, until the sandbox
-// ends or ctx is done.
-func (s *sandbox) followLog(ctx context.Context, line func([]byte) error) error {
-	resp, err := s.do(ctx, "GET", "/v1/events", nil)
+// followLog passes on the lines behind number after as the gateway streams them,
+// until the sandbox ends or ctx is done.
+func (s *sandbox) followLog(ctx context.Context, after uint64, line func([]byte) error) error {
+	resp, err := s.do(ctx, "GET", fmt.Sprintf("/v1/events?after=%d", after), nil)
 	if err != nil {
 		return err
 	}
@@ -168,6 +168,9 @@ func showText(w io.Writer, line []byte) error {
 // networkText is one decision: what, where, by which rule, who.
 func networkText(n *audit.Network) string {
 	words := []string{fmt.Sprintf("%-7s", n.Unmapped.Verdict), place(n.Dst)}
+	if n.Unmapped.Would != "" {
+		words = append(words, "(not enforced: "+n.Unmapped.Would+")")
+	}
 	if n.Unmapped.Reason != "" {
 		words = append(words, n.Unmapped.Reason)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -25,7 +26,7 @@ var (
 // Exit codes.
 const (
 	exitOK     = 0
-	exitFailed = 1 // the command failed, or audit verify found faults
+	exitFailed = 1 // the command failed; audit verify found faults; policy test, something refused that was allowed
 	exitUsage  = 2 // the command line is wrong
 	exitWeaker = 3 // status found a layer that is weaker than asked
 )
@@ -34,7 +35,8 @@ func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
 // run is the program without its process.
 func run(args []string, stdout, stderr io.Writer) int {
-	err := newApp(stdout, stderr).Run(reorder(args))
+	app := newApp(stdout, stderr)
+	err := app.Run(reorder(app, args))
 	if err == nil {
 		return exitOK
 	}
@@ -92,7 +94,9 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			return cli.ShowAppHelp(c)
 		},
 		Commands: []*cli.Command{
-			listCommand, statusCommand, logCommand, pendingCommand, approveCommand, denyCommand, reloadCommand, auditCommand, setupCommand, completionCommand,
+			listCommand, statusCommand, logCommand, eventsCommand, metricsCommand,
+			pendingCommand, approveCommand, denyCommand, grantsCommand, revokeCommand,
+			policyCommand, reloadCommand, auditCommand, setupCommand, completionCommand,
 		},
 	}
 	prepare(app.Commands)
@@ -117,39 +121,67 @@ func printVersion(c *cli.Context) {
 	}
 }
 
-// reorder puts a command's flags before its arguments, where cli/v2 looks for
-// them. No flag of ours has a value, so that each stands alone; behind "--"
-// everything is an argument.
-func reorder(args []string) []string {
+// reorder puts a command's flags, with their values, before its arguments,
+// where cli/v2 looks for them; behind "--" everything is an argument.
+func reorder(app *cli.App, args []string) []string {
 	if len(args) < 2 || args[len(args)-1] == "--generate-bash-completion" {
 		return args
 	}
 	head, rest := args[:1:1], args[1:]
-	for len(rest) > 0 && (strings.HasPrefix(rest[0], "-") || isGroup(head, rest[0])) {
+	commands, command := app.Commands, (*cli.Command)(nil)
+	for len(rest) > 0 && (command == nil || len(commands) > 0) {
+		if !strings.HasPrefix(rest[0], "-") {
+			command = named(commands, rest[0])
+			commands = nil
+			if command != nil {
+				commands = command.Subcommands
+			}
+		}
 		head, rest = append(head, rest[0]), rest[1:]
+		if command == nil && !strings.HasPrefix(head[len(head)-1], "-") {
+			break // there is no such command
+		}
 	}
-	if len(rest) == 0 {
-		return args
-	}
-	head, rest = append(head, rest[0]), rest[1:] // the command
 	var flags, words []string
-	for i, a := range rest {
+	for i := 0; i < len(rest); i++ {
+		a := rest[i]
 		if a == "--" {
 			words = append(words, rest[i:]...)
 			break
 		}
-		if strings.HasPrefix(a, "-") && a != "-" {
-			flags = append(flags, a)
-		} else {
+		if !strings.HasPrefix(a, "-") || a == "-" {
 			words = append(words, a)
+			continue
+		}
+		flags = append(flags, a)
+		if hasValue(command, a) && i+1 < len(rest) {
+			i++
+			flags = append(flags, rest[i])
 		}
 	}
 	return append(append(head, flags...), words...)
 }
 
-// isGroup reports whether word, as the first one, has commands below it.
-func isGroup(head []string, word string) bool {
-	return len(head) == 1 && (word == auditCommand.Name || word == setupCommand.Name)
+func named(commands []*cli.Command, name string) *cli.Command {
+	for _, c := range commands {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// hasValue tells whether the argument behind a flag is the flag's.
+func hasValue(c *cli.Command, arg string) bool {
+	if c == nil || strings.Contains(arg, "=") {
+		return false
+	}
+	for _, f := range c.Flags {
+		if _, alone := f.(*cli.BoolFlag); !alone && slices.Contains(f.Names(), strings.TrimLeft(arg, "-")) {
+			return true
+		}
+	}
+	return false
 }
 
 // wants checks the number of arguments.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -57,6 +58,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"sandbox": startSandbox,
 			"await":   awaitLine,
+			"ends":    endSandbox,
 		},
 	})
 }
@@ -123,8 +125,10 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	m := &monitor.Monitor{Dir: gateway, Worker: []string{"/proc/self/exe", "worker"}, Listen: listen}
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(context.Background(), conn, nil) }()
+	ends.Store(dir, stdin)
 	ts.Defer(func() {
 		stdin.Close()
+		ends.Delete(dir)
 		init.Wait()
 		ours.Close()
 		<-ended
@@ -139,6 +143,21 @@ func startSandbox(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer runtime.Close()
 	ask(ts, runtime, control.ToMonitor{Started: &control.Started{Links: []string{"eth0"}}})
+}
+
+// ends are what keeps the first processes of sandboxes alive, by their state
+// directories.
+var ends sync.Map
+
+// endSandbox is "ends ID": its first process ends.
+func endSandbox(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: ends ID")
+	}
+	dir, _, err := control.Find(ts.MkAbs("run"), args[0])
+	ts.Check(err)
+	stdin, _ := ends.Load(dir)
+	stdin.(io.Closer).Close()
 }
 
 func ask(ts *testscript.TestScript, conn *control.Conn, msg control.ToMonitor, files ...*os.File) {
@@ -221,7 +240,7 @@ func TestReorder(t *testing.T) {
 		{"deny -- -web h:1", "deny -- -web h:1"},
 		{"log web --generate-bash-completion", "log web --generate-bash-completion"},
 	} {
-		got := strings.Join(reorder(strings.Fields("nemoclawctl "+c.in)), " ")
+		got := strings.Join(reorder(newApp(io.Discard, io.Discard), strings.Fields("nemoclawctl "+c.in)), " ")
 		if got != "nemoclawctl "+c.out {
 			t.Errorf("%q becomes %q", c.in, got)
 		}

@@ -216,9 +216,18 @@ func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
 	for _, f := range faults {
 		fmt.Fprintln(c.App.Writer, loud(c.App.Writer, f))
 	}
-	rows := [][]string{{"SANDBOX", "HOST", "PORT", "REASON", "TIMES", "LAST", "PROCESS"}}
+	rows := [][]string{{"SANDBOX", "#", "HOST", "PORT", "REASON", "TIMES", "LAST", "WAITS", "REQUEST", "PROCESS"}}
 	for _, a := range attempts {
-		rows = append(rows, []string{short(a.Sandbox), a.Host, strconv.Itoa(int(a.Port)), a.Reason, strconv.Itoa(a.Count), ago(a.Last), who(a.Process)})
+		rows = append(rows, []string{short(a.Sandbox), strconv.FormatUint(a.N, 10), a.Host, strconv.Itoa(int(a.Port)), a.Reason,
+			strconv.Itoa(a.Count), ago(a.Last), waits(a.Pending), a.Request, who(a.Process)})
 	}
 	return table(c.App.Writer, rows)
+}
+
+// waits tells how many connections wait for a decision, and for how long yet.
+func waits(p control.Pending) string {
+	if p.Waiting == 0 || p.Until == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%d, %s", p.Waiting, max(0, time.Until(*p.Until)).Round(time.Second))
 }

@@ -33,11 +33,12 @@ type Log struct {
 	mu          sync.Mutex
 	file        *os.File
 	head        *os.File
-	end         Head   // the last whole line in the file
-	torn        []byte // an unfinished line behind end; sealed by the next Append
-	unconfirmed bool   // something was written and Append returned an error
-	fault       error  // why the last write or sync did not work
-	unsynced    bool   // a timer is running
+	end         Head      // the last whole line in the file
+	torn        []byte    // an unfinished line behind end; sealed by the next Append
+	unconfirmed bool      // something was written and Append returned an error
+	fault       error     // why the last write or sync did not work
+	unsynced    bool      // a timer is running
+	since       time.Time // of the first line that is not on the disk, while unsynced
 	timer       *time.Timer
 	allocated   int64 // up to this offset the disk has room
 	closed      bool
@@ -215,6 +216,16 @@ func (l *Log) Fault() error {
 	return l.fault
 }
 
+// Lag returns for how long the oldest line that is not on the disk has waited.
+func (l *Log) Lag() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.unsynced {
+		return 0
+	}
+	return time.Since(l.since)
+}
+
 // Append writes entries with one write(2) and returns once the kernel has them.
 // On an error none of them counts, although some may be in the file: the line
 // that follows says so. The error stays until a later Append works.
@@ -339,7 +350,7 @@ func (l *Log) syncSoon() {
 	if l.unsynced {
 		return
 	}
-	l.unsynced = true
+	l.unsynced, l.since = true, time.Now()
 	l.timer = time.AfterFunc(syncDelay, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()

@@ -11,6 +11,7 @@ import "time"
 //	POST /v1/decisions   Decision answers Decided
 //	POST /v1/reload               answers Reloaded
 //	GET  /v1/events?after=SEQ     audit lines as NDJSON, then as they come
+//	GET  /metrics                 counters in Prometheus' text format
 //
 // A fault is answered with a 4xx or 5xx status and Fault.
 
@@ -32,6 +33,7 @@ type Status struct {
 	Allowed     uint64   `json:"allowed"`
 	Refused     uint64   `json:"refused"`
 	AuditLog    string   `json:"audit_log"`
+	AuditLines  uint64   `json:"audit_lines"`           // number of its last line
 	AuditFault  string   `json:"audit_fault,omitempty"` // why it cannot be written: everything is refused
 	Notes       []string `json:"notes,omitempty"`
 	Denials     Denials  `json:"denials"`

@@ -18,6 +18,8 @@ import (
 //	used{n | fault}                       ──▶ only now is it one's own
 //	                                      ◀── records{[n, …]}
 //	written{n | fault}                    ──▶ only now may bytes pass
+//	count{}                               ──▶
+//	                                      ◀── counted{dns}, for whoever graphs it
 //
 // Until the first rules everything waits in the listeners' queues. If either
 // side ends, the other notices by the end of the conversation: the worker
@@ -30,7 +32,11 @@ type ToWorker struct {
 	Process *Whois   `json:"process,omitempty"`
 	Used    *Used    `json:"used,omitempty"`
 	Written *Written `json:"written,omitempty"`
+	Count   *Count   `json:"count,omitempty"`
 }
+
+// Count asks for Counted.
+type Count struct{}
 
 // Setup gives the worker its descriptors, in this order: TCP steered over
 // IPv4, TCP steered over IPv6, DNS over UDP 4, UDP 6, TCP 4, TCP 6, and the
@@ -120,6 +126,12 @@ type ToMonitorFromWorker struct {
 	Who     *Who     `json:"who,omitempty"`
 	Use     *Use     `json:"use,omitempty"`
 	Records *Records `json:"records,omitempty"`
+	Counted *Counted `json:"counted,omitempty"`
+}
+
+// Counted is what a worker has counted since its start.
+type Counted struct {
+	DNS map[string]uint64 `json:"dns"` // questions, by the answer: "NOERROR", "NXDOMAIN"; "dropped": none
 }
 
 // Applied says that the Rules of a generation are in force.

@@ -37,6 +37,9 @@ type Server struct {
 	Search []string
 	// Refused, if not nil, hears of the questions that a record is kept of.
 	Refused func(Question)
+	// Answered, if not nil, hears of every question how it was answered: by the
+	// name of a response code (RFC 6895, 2.3), or "dropped".
+	Answered func(how string)
 
 	limit *rate.Limiter
 }
@@ -101,6 +104,22 @@ func (s *Server) ServeTCP(c net.Conn) {
 // Answer returns the answer to the question in packet, of at most size bytes,
 // or nil where none is owed: above the rate, or to what is not a question.
 func (s *Server) Answer(packet []byte, src netip.AddrPort, size int) []byte {
+	m := s.respond(packet, src)
+	if s.Answered != nil {
+		how := "dropped"
+		if m != nil {
+			how = wire.RcodeToString[m.Rcode]
+		}
+		s.Answered(how)
+	}
+	if m == nil {
+		return nil
+	}
+	return pack(m, size)
+}
+
+// respond is Answer before it is packed.
+func (s *Server) respond(packet []byte, src netip.AddrPort) *wire.Msg {
 	if !s.limit.Allow() {
 		return nil
 	}
@@ -110,12 +129,12 @@ func (s *Server) Answer(packet []byte, src netip.AddrPort, size int) []byte {
 			return nil
 		}
 		q.Question = nil
-		return pack(reply(q, wire.RcodeFormatError), size)
+		return reply(q, wire.RcodeFormatError)
 	}
 	if q.Response {
 		return nil
 	}
-	return pack(s.answer(q, src), size)
+	return s.answer(q, src)
 }
 
 func (s *Server) answer(q *wire.Msg, src netip.AddrPort) *wire.Msg {

@@ -84,6 +84,7 @@ type Monitor struct {
 	rules    rules
 	worker   worker
 	pending  pendings
+	tally    tally
 	allowed  uint64
 	refused  uint64
 	notes    []string
@@ -97,6 +98,7 @@ func (m *Monitor) Run(ctx context.Context, creator *control.Conn, reload <-chan 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m.ending = make(chan struct{})
+	m.tally = newTally()
 	m.members.none = make(chan struct{})
 	defer m.release()
 	if err := m.attach(creator); err != nil {
@@ -199,6 +201,7 @@ func (m *Monitor) loadRules() error {
 		policy:     p,
 		created:    p,
 		source:     a.Policy,
+		warnings:   warnings(p, a.Policy),
 		applied:    make(chan struct{}),
 	}
 	return nil

@@ -95,6 +95,7 @@ func (m *Monitor) handler() http.Handler {
 	mux.HandleFunc("POST /v1/decisions", m.serveDecision)
 	mux.HandleFunc("POST /v1/reload", m.serveReload)
 	mux.HandleFunc("GET /v1/events", m.serveEvents)
+	mux.HandleFunc("GET /metrics", m.serveMetrics)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("cannot answer %s %q: there is no such thing", r.Method, r.URL.Path), "")
 	})
@@ -156,8 +157,9 @@ func (m *Monitor) status() control.Status {
 		Allowed:     m.allowed,
 		Refused:     m.refused,
 		AuditLog:    m.attached.AuditLog,
+		AuditLines:  m.log.End().Sequence,
 		AuditFault:  fault,
-		Notes:       append(slices.Clone(m.notes), m.newContainersOnly()...),
+		Notes:       slices.Concat(m.notes, m.rules.warnings, m.newContainersOnly()),
 		Denials:     denials,
 	}
 }

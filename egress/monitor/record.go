@@ -65,6 +65,9 @@ func (m *Monitor) count(list []control.Record, written bool) {
 	defer m.mu.Unlock()
 	now := time.Now()
 	for i := range list {
+		if written {
+			m.tally.note(&list[i])
+		}
 		switch r := &list[i]; r.Verdict {
 		case control.Allow:
 			m.pending.release(r.Request)

@@ -19,6 +19,9 @@ import (
 	"nemoclaw/specs/policy"
 )
 
+// maxWarnings is how many of a policy's are told in Status.
+const maxWarnings = 10
+
 // maxPolicy is the size of the largest policy file, in bytes.
 const maxPolicy = 1 << 20
 
@@ -93,6 +96,9 @@ func (m *Monitor) policyFault(err error, what string) error {
 	m.mu.Lock()
 	known := m.rules.faulty == what
 	m.rules.fault, m.rules.faulty = err.Error(), what
+	if !known {
+		m.tally.reloads["fault"]++
+	}
 	m.mu.Unlock()
 	if !known {
 		line := m.change(audit.KindFault, "policy generation "+fmt.Sprint(m.generation())+" stays in force: "+err.Error())
@@ -127,7 +133,9 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 	applied, err := m.put(func(r *rules) {
 		r.policy, r.source = p, src
 		r.fault, r.faulty = "", ""
+		r.warnings = warnings(p, src)
 		m.pending.prune(p, time.Now())
+		m.tally.reloads["changed"]++
 	})
 	if err != nil {
 		m.mu.Lock()
@@ -151,6 +159,17 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 		err = lerr
 	}
 	return control.Reloaded{Generation: generation, Changed: true, Cut: applied.Cut}, err
+}
+
+// warnings are what is hardly meant in a policy, for Status.
+func warnings(p *policy.Policy, src []byte) (notes []string) {
+	for _, w := range p.Warnings(src, time.Now()) {
+		notes = append(notes, "policy: "+clip(w.Error(), maxText))
+		if len(notes) == maxWarnings {
+			break
+		}
+	}
+	return notes
 }
 
 // ruleSet is what a policy allows and denies, wherever it is written.

@@ -16,6 +16,7 @@ type rules struct {
 	policy     *policy.Policy // in force
 	created    *policy.Policy // what layers 1 to 3 were made from
 	source     []byte         // of policy
+	warnings   []string       // what is hardly meant in policy
 	links      []string
 	plugged    bool // there is a way out
 

@@ -88,6 +88,7 @@ func (m *Monitor) workerEnded(why error) {
 	open := len(m.worker.open)
 	m.worker = worker{restarts: m.worker.restarts + 1}
 	m.pending.releaseAll()
+	m.tally.ended()
 	m.rules.latest = control.Applied{} // nothing is in force until the next one says so
 	m.mu.Unlock()
 	line := m.change(audit.KindWorker, fmt.Sprintf("worker ended with %d open connections and is started again: %v", open, why))
@@ -195,6 +196,8 @@ func (m *Monitor) converse(conn *control.Conn, p *os.Process) error {
 				m.tellRules()
 				m.mu.Unlock()
 			}
+		case msg.Counted != nil:
+			m.heard(msg.Counted)
 		case msg.Records != nil:
 			if err := conn.Send(control.ToWorker{Written: m.record(msg.Records)}); err != nil {
 				return err

@@ -55,6 +55,7 @@ type server struct {
 	asked   *asker
 	spender spender
 	waiting waiting
+	answers counts
 	names   *resolver
 	guard   *guard
 	dialer  *net.Dialer
@@ -128,6 +129,8 @@ func (s *server) obey(m *control.ToWorker, files []*os.File) error {
 		s.asked.answer(m.Process)
 	case m.Used != nil:
 		s.spender.answer(m.Used)
+	case m.Count != nil:
+		return s.conn.Send(control.ToMonitorFromWorker{Counted: &control.Counted{DNS: s.answers.all()}})
 	case m.Written != nil:
 		s.records.written(m.Written)
 	default:
@@ -175,6 +178,7 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	s.dns = dns.NewServer(pool)
 	s.dns.Listed = func(host string) bool { return s.rules.Load().listed(host) }
 	s.dns.Refused = s.questionRefused
+	s.dns.Answered = s.answers.add
 	for _, d := range m.Search {
 		if d, err := policy.NormalHost(strings.TrimPrefix(d, ".")); err == nil {
 			s.dns.Search = append(s.dns.Search, d)

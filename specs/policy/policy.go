@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -197,3 +198,9 @@ const (
 	SearchDomain    Reason = "search-domain"     // a name below a search domain that no rule matches
 	UnsupportedType Reason = "unsupported-type"  // UDP, or a DNS question we never answer
 )
+
+// Known tells whether a text is one of the reasons.
+func (r Reason) Known() bool { return slices.Contains(reasons, r) }
+
+var reasons = []Reason{NotListed, Denied, BadName, DirectAddress, WrongProgram, NoUplink, Forbidden, Private, NotTLS, NotHTTP, NameMismatch,
+	NoName, Malformed, Unresolvable, TooMany, TooOften, UploadLimit, Idle, Revoked, Unrecorded, SearchDomain, UnsupportedType}
