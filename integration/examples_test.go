@@ -14,7 +14,7 @@ import (
 func TestExamplePolicies(t *testing.T) {
 	allows := map[string][]string{
 		"policy.yaml": {"allow api.example.com:443", "allow *.cdn.example.com:443,8000-8100", "allow db.corp.example:5432",
-			"allow git.example.org:22", "deny  uploads.cdn.example.com:*"},
+			"allow git.example.org:22", "deny uploads.cdn.example.com:*"},
 		"agent.yaml": {"allow api.anthropic.com:443", "allow github.com:443", "allow api.github.com:443", "allow registry.example.org:443"},
 	}
 	writable := map[string]string{"policy.yaml": "/data", "agent.yaml": "/workspace"}
@@ -41,13 +41,15 @@ func TestExamplePolicies(t *testing.T) {
 	}
 }
 
-// rulesOf returns the rules that nemoclaw check told, without their places.
+// rulesOf returns the rules of egress that nemoclaw check told, without their
+// places.
 func rulesOf(told, name string) string {
 	var rules []string
-	for line := range strings.Lines(told) {
-		rule, _, ok := strings.Cut(strings.TrimSpace(line), " ("+name+":")
+	_, egress, _ := strings.Cut(told, "\negress: ")
+	for line := range strings.Lines(egress) {
+		rule, _, ok := strings.Cut(line, " ("+name+":")
 		if ok {
-			rules = append(rules, rule)
+			rules = append(rules, strings.Join(strings.Fields(rule), " "))
 		}
 	}
 	return strings.Join(rules, "\n")

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -361,6 +362,63 @@ func TestStatusNamesTheWayOut(t *testing.T) {
 		})
 	}
 }
+
+// What check tells of a bundle is what create then does: the same rules for the
+// same reasons, and the same filter.
+func TestCheckTellsWhatCreateDoes(t *testing.T) {
+	b := newBox(t)
+	b.mkdir("volume")
+	b.spec.Process.Cwd = "/opt/app"
+	b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Destination: "/volume", Type: "bind", Source: b.path("volume"), Options: []string{"bind", "ro"}},
+		oci.Mount{Destination: "/scratch", Type: "tmpfs", Source: "tmpfs"})
+	b.policy("filesystem: {read_only: [/usr], read_write: [/made, /sandbox], deny: [/sandbox/hidden/]}\nseccomp: {deny: [io_setup]}\negress: {rules: []}\n")
+	b.saveSpec()
+	checked := b.nemoclaw(nil, "check", "--json", "--bundle", b.path("bundle"))
+	var told struct {
+		Filter string `json:"second_filter"`
+		Layers []struct {
+			Layer string
+			Lines []struct{ Verb, What, Why string }
+		}
+	}
+	b.must(json.Unmarshal([]byte(checked.stdout), &told))
+	var grants []string
+	for _, l := range told.Layers[0].Lines {
+		if l.Verb == "grant" && l.Why != "" {
+			place, _, _ := strings.Cut(l.What, " ")
+			grants = append(grants, place+" "+l.Why)
+		}
+	}
+	if made := filepath.Join(b.rootfs(), "made"); exists(made) {
+		t.Errorf("check has made %s", made)
+	}
+	b.up()
+	text, err := os.ReadFile(filepath.Join(b.stateDir(), "sandbox.json"))
+	b.must(err)
+	var stored struct {
+		Confined struct {
+			Filter  []byte
+			Granted []struct{ Path, Why string }
+		}
+	}
+	b.must(json.Unmarshal(text, &stored))
+	var granted []string
+	for _, g := range stored.Confined.Granted {
+		if g.Why != "built-in" {
+			granted = append(granted, g.Path+" "+g.Why)
+		}
+	}
+	slices.Sort(grants)
+	slices.Sort(granted)
+	if !slices.Equal(grants, granted) {
+		t.Errorf("check told\n%q\ncreate granted\n%q", grants, granted)
+	}
+	if sum := fmt.Sprintf("%x", sha256.Sum256(stored.Confined.Filter)); sum != told.Filter {
+		t.Errorf("check told the filter %s, create stored %s", told.Filter, sum)
+	}
+}
+
+func exists(file string) bool { _, err := os.Lstat(file); return err == nil }
 
 func nft(change func(*nftables.Conn)) error {
 	c, err := nftables.New()

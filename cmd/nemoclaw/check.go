@@ -1,10 +1,14 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v2"
@@ -19,7 +23,10 @@ var checkCommand = &cli.Command{
 	Name:      "check",
 	Usage:     "read a policy and tell every fault in it, and what it does to a bundle",
 	ArgsUsage: "FILE  |  --bundle DIR [FILE]",
-	Flags:     []cli.Flag{&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "tell what would be refused, changed and granted for the bundle in `DIR`"}},
+	Flags: []cli.Flag{
+		&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "tell what would be refused, changed and granted for the bundle in `DIR`"},
+		&cli.BoolFlag{Name: "json", Usage: "print JSON for programs instead of text for people"},
+	},
 	Action: func(c *cli.Context) error {
 		least := 1
 		if c.IsSet("bundle") {
@@ -28,19 +35,58 @@ var checkCommand = &cli.Command{
 		if err := wants(c, least, 1); err != nil {
 			return err
 		}
-		var p *runtime.Chosen
-		if file := c.Args().First(); file != "" {
-			var err error
-			if p, err = readPolicy(file); err != nil {
-				return err
-			}
-			summary(c.App.Writer, file, p.Policy)
+		t, err := check(c.Args().First(), c.String("bundle"), c.String("policy"))
+		if t == nil {
+			return err
 		}
-		if dir := c.String("bundle"); dir != "" {
-			return checkBundle(c, p, dir)
+		if c.Bool("json") {
+			enc := json.NewEncoder(c.App.Writer)
+			enc.SetIndent("", "  ")
+			return errors.Join(enc.Encode(t), err)
 		}
-		return nil
+		t.print(c.App.Writer)
+		return err
 	},
+}
+
+// check explains the policy in file, which is empty for the one that create
+// would choose, and with a bundle what create would do, and does none of it. A
+// bundle that would be refused is explained as far as it goes, beside the error.
+func check(file, bundle, chosen string) (*told, error) {
+	var p *runtime.Chosen
+	var err error
+	if file != "" {
+		if p, err = readPolicy(file); err != nil {
+			return nil, err
+		}
+	}
+	if bundle == "" {
+		t := explain(p)
+		t.policyAlone(p.Policy)
+		return t, nil
+	}
+	s, err := settings.Load()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chdir(bundle); err != nil { // relative paths in a spec are the bundle's
+		return nil, fmt.Errorf("cannot enter the bundle: %w", err)
+	}
+	spec, err := runtime.LoadSpec("config.json")
+	if err != nil {
+		return nil, err
+	}
+	if p == nil {
+		if p, err = runtime.ChoosePolicy(chosen, spec, s); err != nil {
+			return nil, err
+		}
+	}
+	if p.Unconfined {
+		return nil, fmt.Errorf("cannot tell what the policy %s does: it turns every layer off", p.Name)
+	}
+	t := explain(p)
+	t.Bundle = bundle
+	return t, t.withBundle(spec, p, s)
 }
 
 func readPolicy(file string) (*runtime.Chosen, error) {
@@ -56,45 +102,53 @@ func readPolicy(file string) (*runtime.Chosen, error) {
 	return &runtime.Chosen{Policy: p, Name: file, Path: abs, Source: src}, err
 }
 
-func summary(w io.Writer, file string, p *policy.Policy) {
-	fmt.Fprintf(w, "%s is a valid policy\n", file)
-	fmt.Fprintf(w, "  filesystem: %d paths read-only, %d writable, image %s, volumes %s\n",
-		len(p.Filesystem.ReadOnly), len(p.Filesystem.ReadWrite), p.Filesystem.Image, p.Filesystem.Volumes)
-	fmt.Fprintf(w, "  network:    uplink %s, ingress %s\n", p.Network.Uplink, p.Network.Ingress)
-	fmt.Fprintf(w, "  egress:     %d rules, %d deny rules\n", len(p.Egress.Rules), len(p.Egress.Deny))
-	for _, r := range p.Egress.Rules {
-		fmt.Fprintf(w, "    allow %s (%s)\n", r.String(), p.Where(&r))
+// explain begins with what is known without a bundle.
+func explain(p *runtime.Chosen) *told {
+	t := &told{Policy: p.Name, Digest: p.Digest}
+	for _, f := range p.Warnings(p.Source, time.Now()) {
+		t.Warnings = append(t.Warnings, f.Error())
 	}
-	for _, r := range p.Egress.Deny {
-		fmt.Fprintf(w, "    deny  %s (%s)\n", r.String(), p.Where(&r))
-	}
+	return t
 }
 
-// checkBundle tells what create would do to the bundle in dir, and does none of
-// it. p is nil for the policy that create would choose.
-func checkBundle(c *cli.Context, p *runtime.Chosen, dir string) error {
-	s, err := settings.Load()
-	if err != nil {
-		return err
-	}
-	if err := os.Chdir(dir); err != nil { // relative paths in a spec are the bundle's
-		return fmt.Errorf("cannot enter the bundle: %w", err)
-	}
-	spec, err := runtime.LoadSpec("config.json")
-	if err != nil {
-		return err
-	}
-	if p == nil {
-		if p, err = runtime.ChoosePolicy(c.String("policy"), spec, s); err != nil {
-			return err
+// policyAlone tells what a policy says, whatever it is applied to.
+func (t *told) policyAlone(p *policy.Policy) {
+	files := t.filesystem(p)
+	builtIn := 0
+	for _, list := range []struct {
+		paths []policy.Path
+		class string
+	}{{p.Filesystem.ReadOnly, "read_only"}, {p.Filesystem.ReadWrite, "read_write"}} {
+		for _, f := range list.paths {
+			if f.Line == 0 {
+				builtIn++
+				continue
+			}
+			what := f.Name + " " + list.class
+			if f.NoExec {
+				what += ", not executable"
+			}
+			files.add("grant", what, place(p, f.Line))
 		}
 	}
+	for _, f := range p.Filesystem.Deny {
+		files.add("hide", f.Name, place(p, f.Line))
+	}
+	files.builtIn(builtIn)
+	t.calls(p, nil)
+	t.process(p)
+	t.network(p)
+	t.egress(p)
+}
+
+// withBundle tells what create would do with a bundle.
+func (t *told) withBundle(spec *oci.Spec, p *runtime.Chosen, s *settings.Settings) error {
 	host, err := runtime.Survey(spec, p, s, s.RunDir)
 	if err != nil {
 		return err
 	}
-	w := c.App.Writer
 	if err := specs.Refuse(spec, p.Policy, host); err != nil {
+		t.refuse(err)
 		return runtime.Refused(err)
 	}
 	edits, denials, err := specs.Confine(spec, p.Policy, host)
@@ -102,38 +156,49 @@ func checkBundle(c *cli.Context, p *runtime.Chosen, dir string) error {
 		return err
 	}
 	specs.Apply(spec, edits)
-	fmt.Fprintf(w, "the bundle %s would run under policy %s\n", dir, p.Name)
+	image := imageOf(spec, host)
+	rules := specs.Rules(spec, p.Policy, host, image)
+
+	links, absent := lookFor(spec, rules)
+	files := t.filesystem(p.Policy)
+	files.grants(spec, rules, links, host)
+	files.carves(specs.Carves(p.Policy, rules))
+	calls := t.calls(p.Policy, denials)
+	process := t.process(p.Policy)
+	network := t.network(p.Policy)
+	t.egress(p.Policy)
 	for _, does := range specs.Say(edits) {
-		fmt.Fprintf(w, "  change: %s\n", does)
+		sectionOf(does, files, calls, process, network).edit(does)
 	}
-	fmt.Fprintf(w, "  seccomp: %d rules in the second filter\n", len(denials))
-	rules := specs.Rules(spec, p.Policy, host, imageOf(spec))
-	for _, r := range rules {
-		if r.Why != "built-in" {
-			fmt.Fprintf(w, "  grant:  %s\n", r)
-		}
-	}
-	for _, c := range specs.Carves(p.Policy, rules) {
-		fmt.Fprintf(w, "  mount:  %s\n", c)
+	if absent != nil {
+		t.refuse(absent)
+		return runtime.Refused(absent)
 	}
 	return nil
 }
 
-// imageOf is the image as it lies in the bundle. Where its program is found is
+// imageOf is the image as it will be: as it lies in the bundle, and with the
+// directories that libcontainer makes for mounts. Where its program is found is
 // known only once the container's root stands.
-func imageOf(spec *oci.Spec) specs.Image {
+func imageOf(spec *oci.Spec, host specs.Host) specs.Image {
 	image := specs.Image{Program: spec.Process.Args[0]}
-	if spec.Root == nil {
-		return image
+	for _, v := range specs.Visible(spec, host.Volumes) {
+		image.Volumes = append(image.Volumes, filepath.Clean(v.Destination))
 	}
-	entries, err := os.ReadDir(spec.Root.Path)
-	if err != nil {
-		return image // a root that is mounted later
-	}
-	for _, e := range entries {
-		if e.IsDir() || e.Type().IsRegular() {
-			image.TopLevel = append(image.TopLevel, e.Name())
+	for _, m := range spec.Mounts {
+		if top, _, _ := strings.Cut(strings.TrimPrefix(filepath.Clean(m.Destination), "/"), "/"); top != "" {
+			image.TopLevel = append(image.TopLevel, top)
 		}
 	}
+	if spec.Root != nil {
+		entries, _ := os.ReadDir(spec.Root.Path) // nothing of a root that is mounted later
+		for _, e := range entries {
+			if e.IsDir() || e.Type().IsRegular() {
+				image.TopLevel = append(image.TopLevel, e.Name())
+			}
+		}
+	}
+	slices.Sort(image.TopLevel)
+	image.TopLevel = slices.Compact(image.TopLevel)
 	return image
 }
