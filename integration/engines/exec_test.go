@@ -5,6 +5,18 @@ import (
 	"testing"
 )
 
+// Docker's health checks are execs: they work, and they are under the policy.
+func TestHealth(t *testing.T) {
+	removed(t, "health")
+	must(t, "run", "-d", "--runtime=nemoclaw", "--name=health", "--health-interval=1s", "--health-timeout=20s", "--health-retries=1",
+		"--health-cmd=cat /root/secret || { echo refused; grep Seccomp_filters /proc/self/status; }", "busybox", "sh", "-c", idle)
+	awaitLine(t, dockerd.client("events", "--since=0", "--filter=container=health", "--filter=event=health_status"), "health_status: healthy")
+	said := must(t, "inspect", "--format={{range .State.Health.Log}}{{.ExitCode}} {{.Output}}{{end}}", "health")
+	if !strings.Contains(said, "0 ") || !strings.Contains(said, "refused\nSeccomp_filters:\t2") {
+		t.Errorf("it said %q", said)
+	}
+}
+
 // Whoever comes in later is under the same policy.
 func TestExec(t *testing.T) {
 	box := started(t, "exec", "busybox", "sh", "-c", idle)

@@ -63,7 +63,7 @@ func TestGuardedVolumes(t *testing.T) {
 	}
 	t.Run("the hint", func(t *testing.T) {
 		s := docker(t, "run", "--rm", "--runtime=nemoclaw", "-v", keys+":/data:ro", "busybox", "true")
-		if want := "filesystem: { allow_volumes: [" + keys + "] }"; !strings.Contains(s.err, want) {
+		if want := "add to the policy, under filesystem:  allow_volumes: [" + keys + "]"; !strings.Contains(s.err, want) {
 			t.Errorf("%v\nwant %q", s, want)
 		}
 	})
@@ -74,6 +74,52 @@ func TestGuardedVolumes(t *testing.T) {
 			t.Errorf("said %q", got)
 		}
 	})
+}
+
+// What a policy keeps apart inside of a volume, docker's user sees kept apart.
+func TestKeptApart(t *testing.T) {
+	docker(t, "version")
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, ".git/hooks"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, ".env"), "TOKEN=x\n")
+	write(t, "/etc/nemoclaw/policies/live.yaml", policy+"filesystem: { read_only: [/work/.git/hooks], deny: [/work/.env], write_execute: deny }\n")
+	box := "apart"
+	removed(t, box)
+	must(t, "run", "-d", "--runtime=nemoclaw-live", "--name="+box, "-v", dir+":/work", "-w", "/work", "busybox", "sh", "-c", idle)
+	awaitLine(t, dockerd.client("logs", "-f", box), "ready")
+	for _, c := range []struct{ script, says string }{
+		{"echo evil > .git/hooks/pre-commit", "Read-only file system"},
+		{"mv .git x", "Device or resource busy"},
+		{"wc -c < .env", "0"},
+		{"cp /bin/busybox prog && ./prog true", "Permission denied"},
+		{"echo echo ran > script && sh script", "ran"},
+	} {
+		s := docker(t, "exec", box, "sh", "-c", c.script)
+		if !strings.Contains(s.out+s.err, c.says) {
+			t.Errorf("%s: %v\nwant %q", c.script, s, c.says)
+		}
+	}
+}
+
+// A device that docker gives is granted, one that gives away the host refused,
+// and of --privileged none.
+func TestGivenDevices(t *testing.T) {
+	docker(t, "version")
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"--device=/dev/zero:/dev/mine", "busybox", "sh", "-c", "head -c1 /dev/mine | wc -c"}, "1"},
+		{[]string{"--device=/dev/loop-control", "busybox", "true"}, "allow_devices: [/dev/loop-control]"},
+		{[]string{"--privileged", "busybox", "sh", "-c", "head -c1 /dev/kmsg"}, "ermission denied"},
+	} {
+		s := docker(t, append([]string{"run", "--rm", "--runtime=nemoclaw"}, c.args...)...)
+		if !strings.Contains(s.out+s.err, c.says) {
+			t.Errorf("%v: %v\nwant %q", c.args, s, c.says)
+		}
+	}
 }
 
 func write(t testing.TB, file, text string) {
