@@ -9,15 +9,19 @@ import (
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// each runs f in a container's first process and through exec, as root and as
-// uid 1000: what is kept apart is kept apart from all of them.
+// each runs f in a container's first process and through exec, as root, as uid
+// 1000, and as root of a user namespace: what is kept apart is kept apart from
+// all of them.
 func each(t *testing.T, prepare func(*box), f func(t *testing.T, b *box, k *talk)) {
 	t.Helper()
-	for _, user := range []string{"root", "uid 1000"} {
+	for _, user := range []string{"root", "uid 1000", "user namespace"} {
 		t.Run(user, func(t *testing.T) {
 			b := newBox(t)
-			if user != "root" {
+			switch user {
+			case "uid 1000":
 				b.asUser()
+			case "user namespace":
+				b.inUserNamespace()
 			}
 			prepare(b)
 			main := b.up()
@@ -29,6 +33,21 @@ func each(t *testing.T, prepare func(*box), f func(t *testing.T, b *box, k *talk
 			}
 		})
 	}
+}
+
+// inUserNamespace gives the container ids of its own, from 100000 on.
+func (b *box) inUserNamespace() {
+	b.t.Helper()
+	ids := []oci.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = ids, ids
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, oci.LinuxNamespace{Type: oci.UserNamespace})
+	b.must(os.Chmod(b.dir, 0o755))
+	b.must(filepath.WalkDir(b.rootfs(), func(path string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, 100000, 100000)
+	}))
 }
 
 // tree makes files below dir, all of them writable by everybody: "a/b" is a
@@ -170,6 +189,28 @@ egress: {rules: []}
 		if got := k.ask("read /usr/share/text"); got != "ok" {
 			t.Errorf("what is hidden says %q", got)
 		}
+	})
+}
+
+// A volume inside of a pinned directory stays where it is, one inside of a
+// read-only place is read-only with it, and one inside of a hidden place hidden.
+func TestCarveOutsHoldVolumes(t *testing.T) {
+	each(t, func(b *box) {
+		b.tree(filepath.Join(b.rootfs(), "project"), "a/open/", "a/keep/vol/", "a/secret/vol/")
+		for _, name := range []string{"open", "keep/vol", "secret/vol"} {
+			source := strings.ReplaceAll(name, "/", "-")
+			b.mkdir(source)
+			b.tree(b.path(source), "file")
+			b.mount(oci.Mount{Destination: "/project/a/" + name, Type: "bind", Source: b.path(source), Options: []string{"rbind", "rw"}})
+		}
+		b.policy("filesystem: {read_write: [/project], read_only: [/project/a/keep], deny: [/project/a/secret]}\negress: {rules: []}\n")
+	}, func(t *testing.T, b *box, k *talk) {
+		k.want("ok kept", "read /project/a/open/file")
+		k.want("ok", "create /project/a/open/"+k.name)
+		k.want("ok kept", "read /project/a/keep/vol/file")
+		k.want("EROFS", "write /project/a/keep/vol/file")
+		k.want("ENOENT", "read /project/a/secret/vol/file")
+		k.want("EBUSY", "rename /project/a/keep/vol /project/a/keep/gone")
 	})
 }
 

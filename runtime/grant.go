@@ -11,6 +11,7 @@ import (
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"nemoclaw/hooks"
 	"nemoclaw/specs"
 	"nemoclaw/specs/landlock"
 )
@@ -258,6 +259,23 @@ func (root *containerRoot) makeDir(name string) (int, error) {
 	return parent, nil
 }
 
+// mkdir makes the directory name in parent. On a file system of the container's
+// user namespace, a tmpfs, only who has a number there can own something
+// (EOVERFLOW): there it is made as the container's user, who is asked for no
+// permission all the same.
+func (root *containerRoot) mkdir(parent int, name string) error {
+	err := unix.Mkdirat(parent, name, 0o755)
+	if !errors.Is(err, unix.EOVERFLOW) {
+		return err
+	}
+	return hooks.OnThread(func() error {
+		if err := borrow(root.uid, root.gid, 1<<unix.CAP_DAC_OVERRIDE); err != nil {
+			return err
+		}
+		return unix.Mkdirat(parent, name, 0o755)
+	})
+}
+
 // makeOne opens part in the directory parent, and makes it if it is missing.
 func (root *containerRoot) makeOne(parent int, part string, shared bool) (int, error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
@@ -265,7 +283,7 @@ func (root *containerRoot) makeOne(parent int, part string, shared bool) (int, e
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	if err := unix.Mkdirat(parent, part, 0o755); err != nil {
+	if err := root.mkdir(parent, part); err != nil {
 		return -1, err
 	}
 	if fd, err = unix.Openat2(parent, part, how); err != nil {

@@ -39,8 +39,6 @@ func (root *containerRoot) become(p *oci.Process) error {
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)-1), uintptr(unsafe.Pointer(&groups[0])), 0); e != 0 {
 		return e
 	}
-	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(root.gid), 0, 0)
-	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(root.uid), 0, 0)
 	var caps uint32
 	if c := p.Capabilities; c != nil && p.User.UID == 0 && root.uid == 0 {
 		for name, bit := range map[string]int{"CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH} {
@@ -49,6 +47,14 @@ func (root *containerRoot) become(p *oci.Process) error {
 			}
 		}
 	}
+	return borrow(root.uid, root.gid, caps)
+}
+
+// borrow gives the calling thread the ids for files, and of the capabilities
+// those alone whose bits are set in caps.
+func borrow(uid, gid int, caps uint32) error {
+	unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{{Effective: caps, Permitted: caps}}
 	return unix.Capset(&head, &data[0])
