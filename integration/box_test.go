@@ -586,8 +586,8 @@ type line struct {
 		}
 	}
 	More struct {
-		Verdict, Reason, Detail, Kind, Prev string
-		Generation                          int
+		Verdict, Reason, Would, Detail, Kind, Prev string
+		Generation                                 int
 	} `json:"unmapped"`
 	Metadata struct{ Sequence int }
 	Count    int
