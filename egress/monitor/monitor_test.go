@@ -126,6 +126,7 @@ type sandbox struct {
 	stdin   io.Closer
 	workers chan *puppeteer
 	unplugs chan string
+	hangup  chan os.Signal
 	links   chan []string // what the engine has left plugged in
 	stop    context.CancelFunc
 	ended   chan error
@@ -148,6 +149,7 @@ func newSandbox(t *testing.T) *sandbox {
 		workers: make(chan *puppeteer, 8),
 		unplugs: make(chan string, 8),
 		links:   make(chan []string),
+		hangup:  make(chan os.Signal, 1),
 	}
 	os.Mkdir(filepath.Dir(s.policy), 0o755)
 	s.save(onlyExample)
@@ -196,7 +198,7 @@ func (s *sandbox) begin() {
 	s.stop = stop
 	ended := make(chan error, 1)
 	s.ended = ended
-	go func() { ended <- m.Run(ctx, conn, nil) }()
+	go func() { ended <- m.Run(ctx, conn, s.hangup) }()
 	s.t.Cleanup(func() {
 		stop()
 		ours.Close()

@@ -3,8 +3,10 @@ package monitor
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"nemoclaw/egress/control"
@@ -56,6 +58,47 @@ func TestReload(t *testing.T) {
 			s.must(os.Symlink(dir+".2", dir+".new"))
 			s.must(os.Rename(dir+".new", dir))
 		}},
+		{"by sed -i", func(s *sandbox) { s.run("sed", "-i", "$ a\\    - host: www.example.org\\n      port: 443", s.policy) }},
+		{"by cp", func(s *sandbox) { s.run("cp", s.beside(andMore), s.policy) }},
+		{"by mv", func(s *sandbox) { s.run("mv", s.beside(andMore), s.policy) }},
+		{"by install, which removes it first", func(s *sandbox) { s.run("install", "-m", "644", s.beside(andMore), s.policy) }},
+		{"by vim, which renames the old one", func(s *sandbox) {
+			s.must(os.WriteFile(s.policy+".swp", nil, 0o644))
+			s.must(os.Rename(s.policy, s.policy+"~"))
+			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
+			s.must(os.Remove(s.policy + "~"))
+			s.must(os.Remove(s.policy + ".swp"))
+		}},
+		{"by vim, which copies the old one", func(s *sandbox) {
+			s.must(os.WriteFile(s.policy+"~", []byte(onlyExample), 0o644))
+			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
+			s.must(os.Remove(s.policy + "~"))
+		}},
+		{"by vim itself", func(s *sandbox) { s.vim("set backupcopy=no backup") }},
+		{"by vim itself, in place", func(s *sandbox) { s.vim("set backupcopy=yes") }},
+		{"by emacs, with its lock and its backup", func(s *sandbox) {
+			lock := filepath.Join(filepath.Dir(s.policy), ".#policy.yaml")
+			s.must(os.Symlink("someone@somewhere.1:2", lock))
+			s.must(os.Link(s.policy, s.policy+"~"))
+			s.must(os.Remove(s.policy))
+			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
+			s.must(os.Remove(lock))
+		}},
+		{"by a hard link", func(s *sandbox) {
+			other := s.beside(andMore)
+			s.must(os.Remove(s.policy))
+			s.must(os.Link(other, s.policy))
+		}},
+		{"behind a symbolic link elsewhere", func(s *sandbox) {
+			elsewhere := s.beside(onlyExample)
+			s.must(os.Symlink(elsewhere, s.policy+".new"))
+			s.must(os.Rename(s.policy+".new", s.policy))
+			s.must(os.WriteFile(elsewhere, []byte(andMore), 0o644))
+		}},
+		{"and its owner is told by a signal", func(s *sandbox) {
+			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
+			s.hangup <- syscall.SIGHUP
+		}},
 		{"and the operator asks", func(s *sandbox) {
 			s.must(os.WriteFile(s.policy, []byte(andMore), 0o644))
 			go func() { s.operator("POST", "/v1/reload", "", new(control.Reloaded)) }()
@@ -69,6 +112,51 @@ func TestReload(t *testing.T) {
 			}
 			s.awaitLine("policy generation 2: +1 -0 rules, cut 1")
 		})
+	}
+}
+
+// run runs a program as a person would.
+func (s *sandbox) run(name string, args ...string) {
+	s.t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		s.t.Fatalf("%s %v: %v: %s", name, args, err, out)
+	}
+}
+
+// vim edits the policy where there is one; else nothing is left to be seen.
+func (s *sandbox) vim(option string) {
+	s.t.Helper()
+	if _, err := exec.LookPath("vim"); err != nil {
+		s.t.Skip("there is no vim here; the rows beside do what it does")
+	}
+	s.run("vim", "-N", "-u", "NONE", "-es", "-c", option, "-c", "%d", "-c", "r "+s.beside(andMore), "-c", "1d", "-c", "wq", s.policy)
+}
+
+// beside writes a file in another directory of the same file system.
+func (s *sandbox) beside(text string) string {
+	s.t.Helper()
+	file := filepath.Join(s.t.TempDir(), "other.yaml")
+	s.must(os.WriteFile(file, []byte(text), 0o644))
+	return file
+}
+
+// Whatever is written piece by piece, no half of it is ever in force: a rule that
+// both texts have never goes away, however slowly an editor writes.
+func TestHalfASave(t *testing.T) {
+	s, w := up(t)
+	f, err := os.OpenFile(s.policy, os.O_WRONLY|os.O_TRUNC, 0)
+	s.must(err)
+	for line := range strings.Lines("egress:\n  rules:\n") {
+		_, err := f.WriteString(line)
+		s.must(err)
+	}
+	// The file stays as it is for longer than it takes to believe in it.
+	s.awaitLine(`"kind":"fault"`, "generation 1 stays in force")
+	_, err = f.WriteString(strings.TrimPrefix(andMore, "egress:\n  rules:\n"))
+	s.must(err)
+	s.must(f.Close())
+	if r := w.apply(); r.Generation != 2 || string(r.Policy) != andMore {
+		t.Errorf("generation %d is %q", r.Generation, r.Policy)
 	}
 }
 
