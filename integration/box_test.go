@@ -256,9 +256,14 @@ func (b *box) command(args ...string) *exec.Cmd {
 	}
 	cmd := exec.Command(path, slices.Concat([]string{"--root", b.path("root")}, b.flags, args)...)
 	cmd.Env = append(os.Environ(), "NEMOCLAW_CONFIG="+b.path("config.yaml"))
+	return b.denying(cmd)
+}
+
+// denying makes cmd run without what the box denies.
+func (b *box) denying(cmd *exec.Cmd) *exec.Cmd {
 	if b.deny != "" {
 		cmd.Env = append(cmd.Env, denyEnv+"="+b.deny)
-		cmd.Args = append([]string{"deny"}, append([]string{path}, cmd.Args[1:]...)...)
+		cmd.Args = slices.Concat([]string{"deny", cmd.Path}, cmd.Args[1:])
 		cmd.Path = "/proc/self/exe"
 	}
 	return cmd

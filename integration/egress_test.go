@@ -617,5 +617,5 @@ func (b *box) ctl(args ...string) result {
 	b.t.Helper()
 	cmd := exec.Command(program(b.t, "nemoclawctl"), args...)
 	cmd.Env = append(os.Environ(), "NEMOCLAW_CONFIG="+b.path("config.yaml"))
-	return b.finish(cmd)
+	return b.finish(b.denying(cmd))
 }

@@ -58,24 +58,10 @@ const (
 
 var everyLayer = []string{"landlock", "seccomp", "process", "fence", "uplink", "gateway", "policy", "audit", "state"}
 
-// console runs nemoclawctl with the box's settings.
-func (b *box) console(args ...string) result {
-	b.t.Helper()
-	cmd := exec.Command(program(b.t, "nemoclawctl"), args...)
-	cmd.Env = append(os.Environ(), "NEMOCLAW_CONFIG="+b.path("config.yaml"))
-	if b.deny != "" {
-		cmd.Env = append(cmd.Env, denyEnv+"="+b.deny)
-		cmd.Args = slices.Concat([]string{"deny"}, cmd.Args)
-		cmd.Args[1] = cmd.Path
-		cmd.Path = "/proc/self/exe"
-	}
-	return b.finish(cmd)
-}
-
 // prove asks for the proof of the box, and the exit status that came with it.
 func (b *box) prove() (proof, int) {
 	b.t.Helper()
-	out := b.console("status", "--json", b.id)
+	out := b.ctl("status", "--json", b.id)
 	var got struct{ Proof proof }
 	if err := json.Unmarshal([]byte(out.stdout), &got); err != nil {
 		b.t.Fatalf("status says no JSON: %v: %s", err, out)
@@ -124,7 +110,7 @@ func TestStatusProves(t *testing.T) {
 					t.Errorf("%s: %s", layer, said)
 				}
 			}
-			if all := b.console("status"); all.code != 0 || !strings.Contains(all.stdout, "all: holds") {
+			if all := b.ctl("status"); all.code != 0 || !strings.Contains(all.stdout, "all: holds") {
 				t.Errorf("status of all: %s", all)
 			}
 			e.end()
@@ -253,7 +239,7 @@ func TestStatusOfAll(t *testing.T) {
 	b := newBox(t)
 	b.up().want("ok", "status Seccomp")
 	b.must(os.Chmod(b.stateDir(), 0o755))
-	all := b.console("status")
+	all := b.ctl("status")
 	if all.code != exitWeaker || !strings.Contains(all.stdout, "WEAKER THAN ASKED: state; holds: landlock") || !strings.Contains(all.stderr, b.id+": state") {
 		t.Errorf("status of all: %s", all)
 	}
@@ -360,6 +346,28 @@ func TestStatusNamesTheWayOut(t *testing.T) {
 				t.Errorf("uplink: %s", said)
 			}
 		})
+	}
+}
+
+// Containers that share a namespace are each proven for themselves: who lives in
+// one of them is no stranger to the other.
+func TestStatusProvesEachOfAPod(t *testing.T) {
+	b := newBox(t)
+	b.up().want("ok", "status Seccomp")
+	c := b.mate()
+	c.up().want("ok", "status Seccomp")
+	c.exec().want("ok", "status Seccomp")
+	for _, box := range []*box{b, c} {
+		if p, code := box.prove(); code != 0 || !slices.Equal(p.in(holds), everyLayer) {
+			t.Errorf("exit %d: %+v", code, p)
+		}
+	}
+	// A stranger is everybody's.
+	b.stranger("nsenter", "-n", "-t", fmt.Sprint(c.initPID()), "busybox", "sleep", "1000")
+	for _, box := range []*box{b, c} {
+		if p, code := box.prove(); code != exitWeaker || len(p.in(weaker)) != 3 {
+			t.Errorf("with a stranger: exit %d: %+v", code, p)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"slices"
 
 	"nemoclaw/egress/control"
 	"nemoclaw/hooks"
@@ -95,8 +96,9 @@ func (b *box) workerDomain(l *Layer, pid int) {
 	if err != nil {
 		return
 	}
+	own := threads(pid)
 	for _, t := range all {
-		if t.PID == pid && !t.Confined() {
+		if slices.Contains(own, t.TID) && !t.Confined() {
 			l.fault("the worker %d is in no Landlock domain", pid)
 		}
 	}

@@ -9,23 +9,24 @@ import (
 // layout is where the running kernel keeps what the witness reads: offsets in
 // bytes, from its own description.
 type layout struct {
-	taskTgid, taskPid, taskCred, taskSeccomp      int32
-	credSecurity                                  int32
-	seccompMode, seccompCount, seccompFilter      int32
-	filterPrev, filterLog, filterProg             int32
-	progOrig                                      int32
-	fprogLen, fprogFilter                         int32
-	rootNode, nodeLeft, nodeRight                 int32
-	setInodes, setHierarchy, setRules             int32
-	setLayers, setMasks                           int32
-	hierarchyID                                   int32
-	ruleObject, ruleLayers, ruleLayer             int32
-	layerLevel, layerAccess, layerSize            int32
-	accessSize                                    int32
-	objectInode                                   int32
-	inodeNumber, inodeSuper, superDev, superMagic int32
-	masksSize                                     int32
-	maskFS, maskNet, maskScope                    bits
+	taskPid, taskCred, taskSeccomp                          int32
+	pidLevel, pidNumbers, upidNumber, upidSpace, spaceInode int32
+	credSecurity                                            int32
+	seccompMode, seccompCount, seccompFilter                int32
+	filterPrev, filterLog, filterProg                       int32
+	progOrig                                                int32
+	fprogLen, fprogFilter                                   int32
+	rootNode, nodeLeft, nodeRight                           int32
+	setInodes, setHierarchy, setRules                       int32
+	setLayers, setMasks                                     int32
+	hierarchyID                                             int32
+	ruleObject, ruleLayers, ruleLayer                       int32
+	layerLevel, layerAccess, layerSize                      int32
+	accessSize                                              int32
+	objectInode                                             int32
+	inodeNumber, inodeSuper, superDev, superMagic           int32
+	masksSize                                               int32
+	maskFS, maskNet, maskScope                              bits
 }
 
 // bits is a bit field: where it begins in its structure, and how long it is.
@@ -51,8 +52,10 @@ func readLayout() (*layout, error) {
 	}
 	f := finder{kernel: kernel}
 	l := &layout{
-		taskTgid: f.at("task_struct", "tgid"), taskPid: f.at("task_struct", "pid"),
-		taskCred: f.at("task_struct", "real_cred"), taskSeccomp: f.at("task_struct", "seccomp"),
+		taskPid: f.at("task_struct", "thread_pid"), pidLevel: f.at("pid", "level"), pidNumbers: f.at("pid", "numbers"),
+		upidNumber: f.at("upid", "nr"), upidSpace: f.at("upid", "ns"),
+		spaceInode: f.at("pid_namespace", "ns") + f.at("ns_common", "inum"),
+		taskCred:   f.at("task_struct", "real_cred"), taskSeccomp: f.at("task_struct", "seccomp"),
 		credSecurity: f.at("cred", "security"),
 		seccompMode:  f.at("seccomp", "mode"), seccompCount: f.at("seccomp", "filter_count"), seccompFilter: f.at("seccomp", "filter"),
 		filterPrev: f.at("seccomp_filter", "prev"), filterLog: f.at("seccomp_filter", "log"), filterProg: f.at("seccomp_filter", "prog"),
@@ -69,6 +72,9 @@ func readLayout() (*layout, error) {
 		masksSize: f.size("access_masks"), maskFS: f.bits("access_masks", "fs"), maskNet: f.bits("access_masks", "net"), maskScope: f.bits("access_masks", "scope"),
 	}
 	l.accessSize = l.layerSize - l.layerAccess
+	if size := f.size("upid"); size != upidSize && f.err == nil {
+		f.err = fmt.Errorf("this kernel's struct upid has %d bytes", size)
+	}
 	if f.err != nil {
 		return nil, f.err
 	}

@@ -13,21 +13,28 @@ const blobSize = 256
 
 // A record of the lister, of one thread:
 //
-//	0   tgid            uint32
-//	4   tid             uint32
-//	8   seccomp mode    uint32
-//	12  seccomp filters uint32
+//	0   level           uint32, of its pid namespace
+//	4   seccomp mode    uint32
+//	8   seccomp filters uint32
 //	16  newest filter   address
-//	24  blob            256 bytes
+//	24  its numbers     four times struct upid, by level
+//	88  blob            256 bytes
 const (
-	atTgid    = 0
-	atTid     = 4
-	atMode    = 8
-	atFilters = 12
+	atLevel   = 0
+	atMode    = 4
+	atFilters = 8
 	atFilter  = 16
-	atBlob    = 24
+	atNumbers = 24
+	atBlob    = atNumbers + maxLevels*upidSize
 
 	recordSize = atBlob + blobSize
+)
+
+// maxLevels is how deep below the machine's pid namespace ours may be, in which
+// threads have the numbers that /proc shows; upidSize is that of struct upid.
+const (
+	maxLevels = 4
+	upidSize  = 16
 )
 
 // license is what the kernel asks of a program that reads its memory; these
@@ -55,8 +62,11 @@ func lister(l *layout) *ebpf.ProgramSpec {
 		asm.LoadMem(asm.R6, asm.R1, 0, asm.DWord), // and its meta
 		asm.LoadMem(asm.R6, asm.R6, 0, asm.DWord), // struct bpf_iter_meta: where to write
 	}
-	code = append(code, read(record+atTgid, 4, asm.R7, l.taskTgid)...)
-	code = append(code, read(record+atTid, 4, asm.R7, l.taskPid)...)
+	code = append(code, asm.StoreImm(asm.RFP, int16(record+atFilters+4), 0, asm.Word)) // nothing is there
+	code = append(code, read(scratch, 8, asm.R7, l.taskPid)...)
+	code = append(code, follow)
+	code = append(code, read(record+atLevel, 4, asm.R8, l.pidLevel)...)
+	code = append(code, read(record+atNumbers, maxLevels*upidSize, asm.R8, l.pidNumbers)...)
 	code = append(code, read(record+atMode, 4, asm.R7, l.taskSeccomp+l.seccompMode)...)
 	code = append(code, read(record+atFilters, 4, asm.R7, l.taskSeccomp+l.seccompCount)...)
 	code = append(code, read(record+atFilter, 8, asm.R7, l.taskSeccomp+l.seccompFilter)...)

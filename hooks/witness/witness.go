@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -21,14 +23,16 @@ type Witness struct {
 	window *window
 	lister *ebpf.Program
 	iter   *link.Iter
-	word   int // where Landlock keeps its word, an offset into a blob
+	word   int               // where Landlock keeps its word, an offset into a blob
+	space  uint64            // the inode of our pid namespace
+	spaces map[uint64]uint64 // of every pid namespace, by its address
 }
 
 // Thread is what the kernel keeps of one thread.
 type Thread struct {
-	PID, TID int
-	Mode     uint32 // of seccomp: 0 none, 1 strict, 2 filter
-	Filters  int    // number of seccomp filters
+	TID     int    // in our pid namespace
+	Mode    uint32 // of seccomp: 0 none, 1 strict, 2 filter
+	Filters int    // number of seccomp filters
 
 	filter uint64 // address of the newest; 0: none
 	domain uint64 // address of the Landlock domain; 0: none
@@ -81,6 +85,11 @@ func Open() (_ *Witness, err error) {
 			err = fmt.Errorf("cannot look into the kernel: %w", err)
 		}
 	}()
+	st, err := os.Stat("/proc/thread-self/ns/pid")
+	if err != nil {
+		return nil, err
+	}
+	w.space, w.spaces = st.Sys().(*syscall.Stat_t).Ino, map[uint64]uint64{}
 	_ = rlimit.RemoveMemlock() // for kernels before 5.11; without it loading fails, and says so
 	if w.layout, err = readLayout(); err != nil {
 		return nil, err
@@ -110,7 +119,7 @@ func (w *Witness) Close() {
 	}
 }
 
-// Threads returns every thread of the machine, as it is now.
+// Threads returns every thread that our pid namespace knows, as it is now.
 func (w *Witness) Threads() ([]Thread, error) {
 	r, err := w.iter.Open()
 	if err != nil {
@@ -123,14 +132,47 @@ func (w *Witness) Threads() ([]Thread, error) {
 	}
 	var list []Thread
 	for ; len(b) >= recordSize; b = b[recordSize:] {
+		tid, err := w.number(b)
+		if err != nil {
+			return nil, fmt.Errorf("cannot list threads: %w", err)
+		}
+		if tid == 0 {
+			continue // it is ending
+		}
 		blob := b[atBlob:recordSize]
 		list = append(list, Thread{
-			PID: int(binary.NativeEndian.Uint32(b[atTgid:])), TID: int(binary.NativeEndian.Uint32(b[atTid:])),
-			Mode: binary.NativeEndian.Uint32(b[atMode:]), Filters: int(binary.NativeEndian.Uint32(b[atFilters:])),
+			TID: tid, Mode: binary.NativeEndian.Uint32(b[atMode:]), Filters: int(binary.NativeEndian.Uint32(b[atFilters:])),
 			filter: binary.NativeEndian.Uint64(b[atFilter:]), domain: binary.NativeEndian.Uint64(blob[w.word:]), blob: blob,
 		})
 	}
 	return list, nil
+}
+
+// number returns the thread id in our pid namespace of a record's thread, 0 if it
+// has none.
+func (w *Witness) number(record []byte) (int, error) {
+	l := w.layout
+	levels := min(int(binary.NativeEndian.Uint32(record[atLevel:]))+1, maxLevels)
+	for at := range levels {
+		upid := record[atNumbers+at*upidSize:]
+		space := binary.NativeEndian.Uint64(upid[l.upidSpace:])
+		if space == 0 {
+			continue
+		}
+		inode, known := w.spaces[space]
+		if !known {
+			b, err := w.window.at(offset(space, l.spaceInode), 4)
+			if err != nil {
+				return 0, err
+			}
+			inode = uint64(binary.NativeEndian.Uint32(b))
+			w.spaces[space] = inode
+		}
+		if inode == w.space {
+			return int(binary.NativeEndian.Uint32(upid[l.upidNumber:])), nil
+		}
+	}
+	return 0, nil
 }
 
 // The domain that the witness is tried on: rights that the thread does not
@@ -221,7 +263,7 @@ func (w *Witness) thread(tid int) (Thread, error) {
 			return t, nil
 		}
 	}
-	return Thread{}, errors.New("this thread is not found: its pid namespace is not the machine's")
+	return Thread{}, errors.New("this thread is not found: its pid namespace lies too deep")
 }
 
 // Domain returns the domain of t, or nil if it is in none. It is to be believed

@@ -3,6 +3,7 @@ package engines
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -28,6 +29,13 @@ func TestUserNamespace(t *testing.T) {
 	if err := remapped.load("busybox"); err != nil {
 		t.Fatal(err)
 	}
+	t.Run("proven", func(t *testing.T) {
+		box := strings.TrimSpace(remapped.docker(t, "run", "-d", "--runtime=nemoclaw", "busybox", "sh", "-c", idle).out)
+		t.Cleanup(func() { remapped.docker(t, "rm", "-f", box) })
+		if said := nemoclawctl(t, "status", box); strings.Count(said, ": holds\n") != 9 {
+			t.Errorf("not every layer holds:\n%s", said)
+		}
+	})
 	for _, c := range []struct{ name, script, says string }{
 		{"root is somebody else", "awk '{print $2}' /proc/self/uid_map", "100000\n"},
 		{"layer 1", "cat /root/secret 2>/dev/null || echo refused; touch /sandbox/file && echo written", "refused\nwritten\n"},
