@@ -129,7 +129,7 @@ func (s *sandbox) vim(option string) {
 	if _, err := exec.LookPath("vim"); err != nil {
 		s.t.Skip("there is no vim here; the rows beside do what it does")
 	}
-	s.run("vim", "-N", "-u", "NONE", "-es", "-c", option, "-c", "%d", "-c", "r "+s.beside(andMore), "-c", "1d", "-c", "wq", s.policy)
+	s.run("vim", "-N", "-u", "NONE", "-es", "-c", option, "-c", "%!cat "+s.beside(andMore), "-c", "wq", s.policy)
 }
 
 // beside writes a file in another directory of the same file system.
