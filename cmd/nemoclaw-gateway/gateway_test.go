@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "connect" {
 		os.Exit(refused(os.Args[2]))
 	}
-	if len(os.Args) == 4 && os.Args[1] == "taken" {
-		takenOver(os.Args[2], os.Args[3])
+	if len(os.Args) > 1 && os.Args[1] == "taken" {
+		takenOver(os.Args[2], os.Args[3], os.Args[4])
 	}
 	os.Exit(m.Run())
 }

@@ -77,11 +77,17 @@ func grabs(socket string, victim int) []struct {
 	}
 }
 
-// takenOver confines this process as a worker and tries.
-func takenOver(socket, pid string) {
+// roles are how the gateway's processes that read strangers' bytes are confined.
+var roles = map[string]func() error{
+	"worker":  func() error { return confine(seccomp.Worker) },
+	"denials": func() error { return confine(seccomp.Reader, "/proc") },
+}
+
+// takenOver confines this process in one of the roles and tries.
+func takenOver(role, socket, pid string) {
 	victim, err := strconv.Atoi(pid)
 	if err == nil {
-		err = confine(seccomp.Worker)
+		err = roles[role]()
 	}
 	if err != nil {
 		fmt.Println("cannot try:", err)
@@ -94,7 +100,7 @@ func takenOver(socket, pid string) {
 }
 
 // A worker that its sandbox has taken over keeps what it has, the uplink, and
-// gets nothing else of the machine: neither the processes of its own user, nor
+// gets nothing else of the machine, and a reader of denials gets nothing at all: neither the processes of its own user, nor
 // the sockets that are everybody's, nor a child that is not ended with it.
 func TestTakenOver(t *testing.T) {
 	if os.Getuid() != 0 {
@@ -131,22 +137,24 @@ func TestTakenOver(t *testing.T) {
 	defer victim.Wait()
 	defer stdin.Close()
 
-	taken := exec.Command("/proc/self/exe", "taken", socket, strconv.Itoa(victim.Process.Pid))
-	said, err := taken.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, said)
-	}
-	tried := 0
-	for lines := bufio.NewScanner(strings.NewReader(string(said))); lines.Scan(); tried++ {
-		name, outcome, _ := strings.Cut(lines.Text(), ": ")
-		switch outcome {
-		case unix.EPERM.Error(), unix.EACCES.Error(), unix.EAFNOSUPPORT.Error():
-		default:
-			t.Errorf("%s: %s", name, outcome)
+	for role := range roles {
+		taken := exec.Command("/proc/self/exe", "taken", role, socket, strconv.Itoa(victim.Process.Pid))
+		said, err := taken.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, said)
 		}
-	}
-	if want := len(grabs("", 0)); tried != want {
-		t.Errorf("it tried %d things of %d:\n%s", tried, want, said)
+		tried := 0
+		for lines := bufio.NewScanner(strings.NewReader(string(said))); lines.Scan(); tried++ {
+			name, outcome, _ := strings.Cut(lines.Text(), ": ")
+			switch outcome {
+			case unix.EPERM.Error(), unix.EACCES.Error(), unix.EAFNOSUPPORT.Error():
+			default:
+				t.Errorf("%s: %s: %s", role, name, outcome)
+			}
+		}
+		if want := len(grabs("", 0)); tried != want {
+			t.Errorf("%s: it tried %d things of %d:\n%s", role, tried, want, said)
+		}
 	}
 	// Positive control: without the confinement these two come through.
 	for _, g := range grabs(socket, victim.Process.Pid)[:2] {

@@ -3,7 +3,9 @@ package control
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -48,6 +50,7 @@ type Domain struct {
 // Told is what the reader says about one sandbox, since it said something last.
 type Told struct {
 	Domains []Domain       `json:"domains,omitempty"` // new ones
+	Ended   []string       `json:"ended,omitempty"`   // domains, by ID, whose last process has ended
 	Denials []Denial       `json:"denials,omitempty"`
 	Folded  map[string]int `json:"folded,omitempty"` // by layer: denials beyond those listed
 	// Lost are records that the reader could not take, of all sandboxes and
@@ -84,6 +87,22 @@ type Denial struct {
 
 // launcherPrefix begins the names of launchers.
 const launcherPrefix = "nemoclaw-launch:"
+
+// ReadDomains reads the domains of a gateway's containers, by launcher, which
+// the monitor before this one knew; none if there is no file.
+func ReadDomains(gateway string) (map[string][]Domain, error) {
+	var d map[string][]Domain
+	err := readJSON(filepath.Join(gateway, DomainsFile), &d)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return d, err
+}
+
+// WriteDomains replaces them whole.
+func WriteDomains(gateway string, d map[string][]Domain) error {
+	return writeJSON(filepath.Join(gateway, DomainsFile), d)
+}
 
 // LauncherName is the name of the memory file that a container's launcher lies
 // in. The kernel tells it when the launcher's Landlock domain denies something

@@ -33,6 +33,7 @@ const (
 	ControlSocket = "control.sock" // HTTP, operator.go
 	NamesFile     = "names"        // the worker's journal of synthetic addresses
 	GrantsFile    = "grants.json"  // Decisions; the monitor's
+	DomainsFile   = "domains.json" // Domains of the containers, by LauncherName; the monitor's
 	UplinkPin     = "uplink"       // the uplink namespace, bind-mounted
 )
 

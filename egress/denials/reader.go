@@ -298,6 +298,9 @@ func (r *Reader) full(d domain) bool {
 func (r *Reader) described(rec kaudit.Record) {
 	id := rec.Field("domain")
 	if rec.Field("status") != "allocated" {
+		if s := r.sandboxes[r.domains[id].launcher]; s != nil {
+			s.told.Ended = append(s.told.Ended, id)
+		}
 		delete(r.domains, id)
 		return
 	}

@@ -84,7 +84,7 @@ func (s *sandbox) wakeUp() {
 }
 
 func (s *sandbox) wakeIfSome() {
-	if len(s.told.Denials) > 0 || len(s.told.Domains) > 0 {
+	if len(s.told.Denials)+len(s.told.Domains)+len(s.told.Ended) > 0 {
 		s.wakeUp()
 	}
 }
@@ -105,7 +105,7 @@ func (s *sandbox) send() {
 	for ended := false; err == nil && !ended; {
 		<-s.wake
 		var told control.Told
-		if told, ended = s.take(); len(told.Denials)+len(told.Domains)+len(told.Folded)+told.Lost+told.Unknown > 0 {
+		if told, ended = s.take(); len(told.Denials)+len(told.Domains)+len(told.Ended)+len(told.Folded)+told.Lost+told.Unknown > 0 {
 			err = s.conn.Send(told)
 		}
 	}

@@ -25,6 +25,8 @@ const (
 	watchWait = 500 * time.Millisecond
 	// readerDelay is how long to wait before looking for a reader again.
 	readerDelay = 20 * time.Millisecond
+	// maxReaderDelay is how long at the most, where readers keep ending.
+	maxReaderDelay = 5 * time.Second
 	// lastDenials is how long the sandbox's end waits for its last denials.
 	lastDenials = time.Second
 	// readerCgroup is the reader's own place, beside those of the monitors.
@@ -37,6 +39,9 @@ type observers struct {
 	list  []*observer
 	ended sync.WaitGroup
 	seen  control.Denials // counts of those that have ended
+
+	domains map[string][]control.Domain // as stored, by launcher
+	told    bool                        // that they cannot be
 }
 
 // observer keeps a container known to the reader of the kernel's audit records,
@@ -48,6 +53,7 @@ type observer struct {
 	cgroup string   // where it gets a cgroup of its own, or empty
 	watch  control.Watch
 	told   func(*observer, *control.Told)
+	store  func(launcher string, domains []control.Domain)
 
 	cancel  context.CancelFunc
 	ready   chan struct{} // closed when the kernel's records are kept for a reader
@@ -69,7 +75,7 @@ func (m *Monitor) observe(box control.Box, initPID int) {
 		return
 	}
 	o := &observer{
-		box: box, runDir: filepath.Dir(m.Dir), reader: m.Reader, cgroup: m.Cgroup, told: m.denied,
+		box: box, runDir: filepath.Dir(m.Dir), reader: m.Reader, cgroup: m.Cgroup, told: m.denied, store: m.storeDomains,
 		watch: control.Watch{Launcher: control.LauncherName(box), InitPID: initPID, Cgroups: ownCgroups(initPID)},
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -77,9 +83,29 @@ func (m *Monitor) observe(box control.Box, initPID int) {
 	ctx, o.cancel = context.WithCancel(context.Background())
 	s := &m.observers
 	s.mu.Lock()
+	if s.domains == nil { // those that a monitor before this one knew
+		s.domains, _ = control.ReadDomains(m.Dir) // what cannot be read is unknown
+	}
+	o.watch.Domains = s.domains[o.watch.Launcher]
 	s.list = append(s.list, o)
 	s.mu.Unlock()
 	go o.run(ctx)
+}
+
+// storeDomains keeps the domains of a container for a monitor that takes this
+// one's place. Without them its denials would be nobody's.
+func (m *Monitor) storeDomains(launcher string, domains []control.Domain) {
+	s := &m.observers
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.domains == nil {
+		s.domains = map[string][]control.Domain{}
+	}
+	s.domains[launcher] = domains
+	if err := control.WriteDomains(m.Dir, s.domains); err != nil && !s.told {
+		s.told = true
+		go m.note(err.Error())
+	}
 }
 
 // unobserve ends the observer of a container that has left, beside what else
@@ -100,6 +126,7 @@ func (m *Monitor) unobserve(box control.Box) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.seen = sum(s.seen, o.counts())
+		delete(s.domains, o.watch.Launcher)
 	})
 }
 
@@ -166,7 +193,8 @@ func ownCgroups(pid int) (own []string) {
 	return own
 }
 
-// run speaks to whichever reader there is, until ctx is done.
+// run speaks to whichever reader there is, until ctx is done. Readers that end
+// before they know us are tried less and less often.
 func (o *observer) run(ctx context.Context) {
 	defer close(o.done)
 	defer o.holding.Wait()
@@ -177,6 +205,7 @@ func (o *observer) run(ctx context.Context) {
 		o.before = status.Lost
 		o.mu.Unlock()
 	}
+	delay := readerDelay
 	for ctx.Err() == nil {
 		conn, err := control.DialReader(o.runDir)
 		if err != nil {
@@ -184,23 +213,32 @@ func (o *observer) run(ctx context.Context) {
 			case errors.Is(err, unix.EWOULDBLOCK): // another one is about to
 				pause(ctx, readerDelay)
 			case err != nil:
-				o.mu.Lock()
-				o.fault = err
-				o.mu.Unlock()
+				o.fail(err)
 				return
 			}
 			continue
 		}
+		known := false
 		if o.begin(conn) {
 			ready()
-			o.listen(conn)
+			known = o.listen(conn)
 		}
 		o.mu.Lock()
 		o.conn, o.heard = nil, false
 		o.mu.Unlock()
 		conn.Close()
-		pause(ctx, readerDelay)
+		if delay = min(2*delay, maxReaderDelay); known {
+			delay = readerDelay
+		}
+		pause(ctx, delay)
 	}
+}
+
+// fail keeps why nothing is heard, nil if something is.
+func (o *observer) fail(why error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.fault = why
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -219,25 +257,39 @@ func (o *observer) begin(conn *control.Conn) bool {
 	return conn.Send(o.watch) == nil
 }
 
-// listen passes on what the reader tells until one of both ends it.
-func (o *observer) listen(conn *control.Conn) {
+// listen passes on what the reader tells until one of both ends it, and reports
+// whether it told anything.
+func (o *observer) listen(conn *control.Conn) (known bool) {
 	for {
 		var t control.Told
 		files, err := conn.Recv(&t)
 		control.CloseAll(files)
 		if err != nil {
-			return
+			return known
 		}
-		o.mu.Lock()
-		o.heard = true
-		for _, d := range t.Domains { // the next reader will not hear of them
-			if len(o.watch.Domains) < maxDomains {
-				o.watch.Domains = append(o.watch.Domains, d)
-			}
+		if !known {
+			known = true
+			o.mu.Lock()
+			o.heard, o.fault = true, nil
+			o.mu.Unlock()
 		}
-		o.mu.Unlock()
+		if len(t.Domains)+len(t.Ended) > 0 {
+			o.keep(t.Domains, t.Ended)
+		}
 		o.told(o, &t)
 	}
+}
+
+// keep remembers the domains that live: the next reader will not hear of them.
+func (o *observer) keep(born []control.Domain, ended []string) {
+	o.mu.Lock()
+	o.watch.Domains = slices.DeleteFunc(slices.Concat(o.watch.Domains, born), func(d control.Domain) bool { return slices.Contains(ended, d.ID) })
+	if over := len(o.watch.Domains) - maxDomains; over > 0 {
+		o.watch.Domains = o.watch.Domains[over:]
+	}
+	kept := o.watch.Domains
+	o.mu.Unlock()
+	o.store(o.watch.Launcher, kept)
 }
 
 // maxDomains bounds what a reader can make its monitors remember.
@@ -279,9 +331,7 @@ func (o *observer) hold(ctx context.Context) error {
 			return
 		}
 		if err := o.startReader(files); err != nil {
-			o.mu.Lock()
-			o.fault = err
-			o.mu.Unlock()
+			o.fail(err)
 			pause(ctx, lastDenials) // not again and again
 		}
 	})
