@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,8 +25,10 @@ const (
 	cgroupEnv  = "NEMOCLAW_BENCH_CGROUP"
 )
 
-// runHost measures in a host of its own. The kernel ends everything in it with
-// its first process, and that ends with ctx or with us.
+// runHost measures in a host of its own, whose first process ends everything in
+// it, and that ends with ctx or with us. Its processes are in our pid namespace,
+// as those of a real host: in another the gateway would have to search for the
+// processes that connect.
 func runHost(ctx context.Context, args []string, stderr io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("cannot measure: containers take root")
@@ -53,10 +56,11 @@ func runHost(ctx context.Context, args []string, stderr io.Writer) error {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), stageEnv+"=init", repoEnv+"="+repo, scratchEnv+"="+scratch, cgroupEnv+"="+cgroup)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET,
-		Pdeathsig:  syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET,
+		Pdeathsig:  syscall.SIGTERM,
 		Setpgid:    true, // an interrupt from the terminal is for us alone
 	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	err = cmd.Run()
 	if _, ok := errors.AsType[*exec.ExitError](err); ok {
 		err = errors.New("not everything was measured") // it has said why
@@ -79,8 +83,8 @@ func repository(ctx context.Context) (string, error) {
 }
 
 // sweep removes the cgroups of the host: its containers' below one parent, its
-// gateways' beside those of others, told apart by their names. The kernel has
-// ended every process in them by now.
+// gateways' beside those of others, told apart by their names. Every process in
+// them has ended by now.
 func sweep(cgroup string) error {
 	var errs []error
 	for _, pattern := range []string{"/sys/fs/cgroup/" + cgroup, "/sys/fs/cgroup/*/" + cgroup,
@@ -113,9 +117,10 @@ func removeTree(dir string) error {
 }
 
 // beInit is the first process of the throw-away host. It lays out the file
-// system, starts the measuring, and reaps whoever loses its parent.
+// system, starts the measuring, adopts whoever loses its parent, and ends them
+// all (PR_SET_CHILD_SUBREAPER, Linux 3.4).
 func beInit(args []string) int {
-	if err := layOut(); err != nil {
+	if err := errors.Join(unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), layOut()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: cannot make the throw-away host:", err)
 		return exitFailed
 	}
@@ -126,20 +131,34 @@ func beInit(args []string) int {
 		fmt.Fprintln(os.Stderr, "bench: cannot start the measuring:", err)
 		return exitFailed
 	}
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM)
+	go func() {
+		<-told
+		_ = cmd.Process.Kill() // the others follow
+	}()
+	code := exitFailed
 	for {
 		var status unix.WaitStatus
 		pid, err := unix.Wait4(-1, &status, 0, nil)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		switch {
+		case errors.Is(err, unix.ECHILD):
+			return code
+		case err != nil && !errors.Is(err, unix.EINTR):
 			return exitFailed
+		case err == nil && pid == cmd.Process.Pid && status.Exited():
+			code = status.ExitStatus()
 		}
-		if err == nil && pid == cmd.Process.Pid {
-			if status.Exited() {
-				return status.ExitStatus()
+		if cmd.Process.Pid == pid || !alive(cmd.Process.Pid) {
+			for _, orphan := range children(os.Getpid()) {
+				_ = unix.Kill(orphan, unix.SIGKILL) // theirs come to us
 			}
-			return exitFailed
 		}
 	}
 }
+
+// alive tells whether a process that only Wait4 above waits for is there.
+func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 
 // layOut gives the host a /proc and a /run of its own. It hides the empty
 // version 2 of a hybrid cgroup tree, with which crun refuses to work, from all
