@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	goruntime "runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -23,7 +24,9 @@ const monitorMemory = 64 << 20
 
 // runMonitor serves the sandbox whose state directory is dir until it ends.
 func runMonitor(dir string) error {
-	debug.SetGCPercent(50) // there is one monitor for each sandbox, and it idles
+
+	goruntime.GOMAXPROCS(1) // it answers one worker, one message after the other
+	debug.SetGCPercent(50)  // there is one monitor for each sandbox, and it idles
 	debug.SetMemoryLimit(monitorMemory)
 	dir, err := filepath.Abs(dir)
 	if err != nil {

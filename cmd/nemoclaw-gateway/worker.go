@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"runtime/debug"
 	"syscall"
 	"unsafe"
@@ -20,6 +21,11 @@ import (
 const (
 	// workerMemory is what the collector keeps a worker's heap below, in bytes.
 	workerMemory = 160 << 20
+	// workerProcs is on how many processors a worker runs Go code at once, at the
+	// most: its cgroup gives it no more. On a small machine it is half of them:
+	// the connections' other ends need the rest, and threads that wake each other
+	// up cost more than they gain.
+	workerProcs = 2
 	// nobody is the user and group of a worker and of the reader of denials.
 	nobody = 65534
 	// minLandlock is the least Landlock ABI that they run under: the
@@ -29,7 +35,9 @@ const (
 
 // runWorker gives everything up, then decides connections.
 func runWorker() error {
+	goruntime.GOMAXPROCS(min(max(goruntime.NumCPU()/2, 1), workerProcs))
 	debug.SetGCPercent(50)
+
 	debug.SetMemoryLimit(workerMemory)
 	unix.CloseOnExec(conversation)
 	conn, err := control.FromFile(os.NewFile(conversation, "monitor"))

@@ -125,7 +125,7 @@ func TestVerifyFinds(t *testing.T) {
 func forged(lines [][]byte) []byte {
 	last := bytes.TrimSuffix(lines[len(lines)-1], []byte("\n"))
 	k, _ := parseLink(last)
-	line, _ := encode(NewChange("web", KindNote, "nothing happened"), k.seq+1, hash(last), time.Now())
+	line, _ := encode(nil, NewChange("web", KindNote, "nothing happened"), k.seq+1, hash(last), time.Now())
 	return bytes.TrimSuffix(line, []byte("\n"))
 }
 
@@ -320,7 +320,7 @@ func TestAgentTextIsHarmless(t *testing.T) {
 	n.Dst = &Endpoint{Hostname: hostile}
 	n.Actor = &Actor{Process{Name: hostile, Args: hostile, File: &File{hostile}}}
 	n.Unmapped.Detail = hostile
-	line, err := encode(n, 1, genesis, time.Now())
+	line, err := encode(nil, n, 1, genesis, time.Now())
 	must(t, err)
 	for i, c := range line[:len(line)-1] {
 		if c < 0x20 || c > 0x7e {

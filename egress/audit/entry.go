@@ -1,12 +1,8 @@
 package audit
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"time"
-	"unicode/utf16"
-	"unicode/utf8"
 )
 
 // Version is the OCSF schema that the lines follow.
@@ -316,9 +312,9 @@ func newBase(id string, class, category, activity int) Base {
 	}
 }
 
-// encode makes the line of e, with its line feed, as number seq after the line
-// whose hash is prev.
-func encode(e Entry, seq uint64, prev string, now time.Time) ([]byte, error) {
+// encode appends to a text the line of e, with its line feed, as number seq after
+// the line whose hash is prev.
+func encode(to []byte, e Entry, seq uint64, prev string, now time.Time) ([]byte, error) {
 	b := e.base()
 	b.Metadata.Sequence = seq
 	if b.Time == 0 {
@@ -334,37 +330,14 @@ func encode(e Entry, seq uint64, prev string, now time.Time) ([]byte, error) {
 	default:
 		return nil, fmt.Errorf("cannot record a %T", e)
 	}
-	line, err := json.Marshal(e)
+	start := len(to)
+	to, err := text(to, e)
 	if err != nil {
-		return nil, fmt.Errorf("cannot record: %w", err)
+		return nil, err
 	}
-	line = append(ascii(line), '\n')
-	if len(line) > MaxLine {
-		return nil, fmt.Errorf("cannot record: a line of %d bytes is longer than %d", len(line), MaxLine)
+	to = append(to, '\n')
+	if n := len(to) - start; n > MaxLine {
+		return nil, fmt.Errorf("cannot record: a line of %d bytes is longer than %d", n, MaxLine)
 	}
-	return line, nil
-}
-
-// ascii escapes every rune of a JSON text that is not printable ASCII. Outside
-// of strings JSON has none, so the text keeps its meaning.
-func ascii(src []byte) []byte {
-	plain := func(c rune) bool { return c >= 0x20 && c < 0x7f }
-	if bytes.IndexFunc(src, func(c rune) bool { return !plain(c) }) < 0 {
-		return src
-	}
-	dst := make([]byte, 0, len(src)+64)
-	for len(src) > 0 {
-		c, n := utf8.DecodeRune(src)
-		src = src[n:]
-		switch {
-		case plain(c):
-			dst = append(dst, byte(c))
-		case c > 0xffff:
-			hi, lo := utf16.EncodeRune(c)
-			dst = fmt.Appendf(dst, `\u%04x\u%04x`, hi, lo)
-		default:
-			dst = fmt.Appendf(dst, `\u%04x`, c)
-		}
-	}
-	return dst
+	return to, nil
 }

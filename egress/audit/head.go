@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -63,11 +64,13 @@ func readHead(f *os.File) (*Head, error) {
 }
 
 func writeHead(f *os.File, h Head) error {
-	b, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	text := fmt.Appendf(nil, "%-*s\n", headSize-1, b)
+	text := make([]byte, 0, headSize)
+	text = strconv.AppendUint(append(text, `{"sequence":`...), h.Sequence, 10)
+	text = append(append(append(text, `,"hash":"`...), h.Hash...), `","length":`...)
+	text = strconv.AppendInt(text, h.Length, 10)
+	text = append(strconv.AppendInt(append(text, `,"offset":`...), h.Offset, 10), '}')
+	text = append(text, strings.Repeat(" ", headSize-1-len(text))...)
+	text = append(text, '\n')
 	if _, err := f.WriteAt(text, 0); err != nil {
 		return fmt.Errorf("cannot write the audit log's head: %w", err)
 	}

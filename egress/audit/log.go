@@ -21,6 +21,8 @@ const (
 	reserve = 1 << 20
 	// syncDelay is how long a line may be in the kernel only.
 	syncDelay = 100 * time.Millisecond
+	// maxKept is how much room for lines is kept for the next, in bytes.
+	maxKept = 64 << 10
 	// lockWait is how long Open waits for the log's last writer to end.
 	lockWait = 2 * time.Second
 )
@@ -42,6 +44,8 @@ type Log struct {
 	timer       *time.Timer
 	allocated   int64 // up to this offset the disk has room
 	closed      bool
+	text        []byte // room for the next lines, and their heads
+	ends        []Head
 	changed     chan struct{} // closed when end has moved or the log is closed
 	recovered   []string
 	segment     int64 // offset of the first line of this sandbox
@@ -248,6 +252,9 @@ func (l *Log) append(entries []Entry) error {
 	if err != nil {
 		return err
 	}
+	if l.text, l.ends = text, ends; cap(text) > maxKept {
+		l.text = nil // one flood is no reason to keep its room for ever
+	}
 	if err := l.present(); err != nil {
 		return err
 	}
@@ -290,6 +297,7 @@ func (l *Log) present() error {
 func (l *Log) encode(entries []Entry) (text []byte, ends []Head, err error) {
 	now := time.Now()
 	end := l.end
+	text, ends = l.text[:0], l.ends[:0]
 	if len(l.torn) > 0 || l.unconfirmed {
 		entries = append([]Entry{l.seal(entries)}, entries...)
 	}
@@ -299,13 +307,12 @@ func (l *Log) encode(entries []Entry) (text []byte, ends []Head, err error) {
 		end.Hash = hash(l.torn)
 	}
 	for _, e := range entries {
-		line, err := encode(e, end.Sequence+1, end.Hash, now)
-		if err != nil {
+		start := len(text)
+		if text, err = encode(text, e, end.Sequence+1, end.Hash, now); err != nil {
 			return nil, nil, err
 		}
-		end = end.after(line)
+		end = end.after(text[start:])
 		ends = append(ends, end)
-		text = append(text, line...)
 	}
 	return text, ends, nil
 }

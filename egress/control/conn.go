@@ -1,6 +1,7 @@
 package control
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +22,9 @@ const (
 	MaxMessage = 4 << 20
 	// MaxFiles is how many descriptors one message carries at the most.
 	MaxFiles = 16
+	// packetSize is the size of a packet that a reader expects unannounced, in
+	// bytes.
+	packetSize = 16 << 10
 	// sendWait is how long Send waits for room. Whoever leaves more than
 	// MaxMessage bytes unread for so long is stuck, and must not hold others up.
 	sendWait = time.Second
@@ -30,8 +35,12 @@ const (
 // from one.
 type Conn struct {
 	c   *net.UnixConn
-	mu  sync.Mutex // guards writes: a packet and its descriptors stay together
-	buf []byte
+	raw syscall.RawConn
+	in  []byte // the packet read last
+	oob [16 + 4*MaxFiles]byte
+
+	mu  sync.Mutex // guards writes: large packets stay behind what announces them
+	out []byte
 }
 
 // Pair returns the two ends of a new conversation: ours, and the file that a
@@ -84,19 +93,19 @@ func newConn(u *net.UnixConn) (*Conn, error) {
 	if serr != nil {
 		return nil, fmt.Errorf("cannot size a socket's buffer: %w", serr)
 	}
-	return &Conn{c: u}, nil
+	return &Conn{c: u, raw: raw}, nil
 }
 
 // Send sends one message and the descriptors of files, which stay open here. A
 // message is sent whole or not at all. To a peer that does not read it is an
 // error after a second, os.ErrDeadlineExceeded.
 func (c *Conn) Send(msg any, files ...*os.File) error {
-	b, err := json.Marshal(msg)
-	if err != nil {
-		return fmt.Errorf("cannot encode %T: %w", msg, err)
-	}
-	if len(b) > MaxMessage {
-		return fmt.Errorf("cannot send %T: %d bytes are more than %d", msg, len(b), MaxMessage)
+	var text []byte
+	if !frequent(msg) {
+		var err error
+		if text, err = json.Marshal(msg); err != nil {
+			return fmt.Errorf("cannot encode %T: %w", msg, err)
+		}
 	}
 	var oob []byte
 	if len(files) > 0 {
@@ -108,75 +117,156 @@ func (c *Conn) Send(msg any, files ...*os.File) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.c.SetWriteDeadline(time.Now().Add(sendWait)); err != nil {
-		return fmt.Errorf("cannot send %T: %w", msg, err)
+	if text == nil {
+		c.out = appendFrequent(c.out[:0], msg)
+		text = c.out
+		defer c.tidy()
 	}
-	if _, _, err := c.c.WriteMsgUnix(b, oob, nil); err != nil {
+	if len(text) > MaxMessage {
+		return fmt.Errorf("cannot send %T: %d bytes are more than %d", msg, len(text), MaxMessage)
+	}
+	if err := c.write(text, oob); err != nil {
 		return fmt.Errorf("cannot send %T: %w", msg, err)
 	}
 	return nil
+}
+
+// frequent tells whether msg is one of those that are not JSON.
+func frequent(msg any) bool {
+	switch m := msg.(type) {
+	case ToWorker:
+		return m.Written != nil
+	case ToMonitorFromWorker:
+		return m.Records != nil
+	}
+	return false
+}
+
+func appendFrequent(b []byte, msg any) []byte {
+	switch m := msg.(type) {
+	case ToWorker:
+		return m.Written.appendTo(b)
+	case ToMonitorFromWorker:
+		return m.Records.appendTo(b)
+	}
+	return b
+}
+
+// write sends a packet, and announces it if it is a large one. Without the
+// packet that it announces a conversation makes no sense: it ends.
+func (c *Conn) write(b, oob []byte) error {
+	if len(b) <= packetSize {
+		return c.writePacket(b, oob)
+	}
+	if err := c.writePacket(binary.BigEndian.AppendUint32([]byte{markLarge}, uint32(len(b))), nil); err != nil {
+		return err
+	}
+	err := c.writePacket(b, oob)
+	if err != nil {
+		c.c.Close()
+	}
+	return err
+}
+
+// writePacket waits only where there is no room, which is rare: a deadline for
+// each packet would cost more than to send it.
+func (c *Conn) writePacket(b, oob []byte) error {
+	var serr error
+	if err := c.raw.Control(func(fd uintptr) {
+		_, serr = unix.SendmsgN(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}); err != nil {
+		return err
+	}
+	if serr != unix.EAGAIN && serr != unix.EINTR {
+		return serr
+	}
+	if err := c.c.SetWriteDeadline(time.Now().Add(sendWait)); err != nil {
+		return err
+	}
+	_, _, err := c.c.WriteMsgUnix(b, oob, nil)
+	return err
+}
+
+// tidy lets go of the room that a rare large message took.
+func (c *Conn) tidy() {
+	if cap(c.out) > packetSize {
+		c.out = nil
+	}
 }
 
 // Recv receives one message into msg and returns the descriptors that came
 // with it. At the other side's end of the conversation it returns io.EOF. On
 // any error no descriptor is left open.
 func (c *Conn) Recv(msg any) ([]*os.File, error) {
-	n, err := c.peek()
-	if err != nil {
-		return nil, err
+	if c.in == nil {
+		c.in = make([]byte, packetSize)
 	}
-	if n > cap(c.buf) {
-		c.buf = make([]byte, n)
-	}
-	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
-	n, oobn, flags, _, err := c.c.ReadMsgUnix(c.buf[:cap(c.buf)], oob)
-	if err != nil {
-		return nil, fmt.Errorf("cannot receive %T: %w", msg, err)
-	}
-	files, err := filesOf(oob[:oobn])
-	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		err = fmt.Errorf("cannot receive %T: it was cut off", msg)
-	}
-	if err == nil && n == 0 && len(files) == 0 {
-		err = io.EOF
+	b, files, err := c.read(c.in)
+	if err == nil && len(b) == 5 && b[0] == markLarge && len(files) == 0 {
+		size := binary.BigEndian.Uint32(b[1:])
+		if size > MaxMessage {
+			return nil, fmt.Errorf("cannot receive a message of %d bytes: %d is the limit", size, MaxMessage)
+		}
+		b, files, err = c.read(make([]byte, size)) // not kept: one large policy is no reason to
 	}
 	if err == nil {
-		if jerr := json.Unmarshal(c.buf[:n], msg); jerr != nil {
-			err = fmt.Errorf("cannot understand %T: %w", msg, jerr)
-		}
+		err = understand(b, msg)
 	}
-	if cap(c.buf) > 64<<10 {
-		c.buf = nil // one large policy is no reason to keep its room for ever
+	if errors.Is(err, io.EOF) {
+		return nil, io.EOF
 	}
 	if err != nil {
 		CloseAll(files)
-		return nil, err
+		return nil, fmt.Errorf("cannot receive %T: %w", msg, err)
 	}
 	return files, nil
 }
 
-// peek returns the length of the next packet, and leaves it where it is.
-func (c *Conn) peek() (int, error) {
-	raw, err := c.c.SyscallConn()
-	if err != nil {
-		return 0, err
+// understand parses a packet.
+func understand(b []byte, msg any) error {
+	switch m := msg.(type) {
+	case *ToWorker:
+		if b[0] == markWritten {
+			m.Written = new(Written)
+			return m.Written.parse(b)
+		}
+	case *ToMonitorFromWorker:
+		if b[0] == markRecords {
+			m.Records = new(Records)
+			return m.Records.parse(b)
+		}
 	}
-	var n int
+	return json.Unmarshal(b, msg)
+}
+
+// read reads one packet into room and returns it, with the descriptors that came
+// with it. It is io.EOF that ends the conversation.
+func (c *Conn) read(room []byte) (b []byte, files []*os.File, err error) {
+	var n, oobn, flags int
 	var rerr error
-	err = raw.Read(func(fd uintptr) bool {
-		n, _, rerr = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+	if err := c.raw.Read(func(fd uintptr) bool {
+		n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), room, c.oob[:], unix.MSG_CMSG_CLOEXEC)
 		return rerr != unix.EAGAIN && rerr != unix.EINTR
-	})
-	if err == nil {
-		err = rerr
+	}); err != nil {
+		return nil, nil, err
+	}
+	if rerr != nil {
+		return nil, nil, rerr
+	}
+	if files, err = filesOf(c.oob[:oobn]); err != nil {
+		return nil, nil, err
+	}
+	switch {
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		err = errShort
+	case n == 0:
+		err = io.EOF
 	}
 	if err != nil {
-		return 0, fmt.Errorf("cannot receive: %w", err)
+		CloseAll(files)
+		return nil, nil, err
 	}
-	if n > MaxMessage {
-		return 0, fmt.Errorf("cannot receive a message of %d bytes: %d is the limit", n, MaxMessage)
-	}
-	return max(n, 4096), nil
+	return room[:n], files, nil
 }
 
 // Close ends the conversation.
@@ -207,7 +297,6 @@ func filesOf(oob []byte) ([]*os.File, error) {
 			return nil, fmt.Errorf("cannot read received descriptors: %w", err)
 		}
 		for _, fd := range fds {
-			unix.CloseOnExec(fd)
 			files = append(files, os.NewFile(uintptr(fd), "received"))
 		}
 	}

@@ -26,3 +26,29 @@ func TestSendToWhoeverDoesNotRead(t *testing.T) {
 		t.Errorf("after %d MiB: %v", 10*MaxMessage>>20, err)
 	}
 }
+
+// pair returns both ends of a conversation, which end with the test.
+func pair(t *testing.T) (ours, theirs *Conn) {
+	t.Helper()
+	ours, f, err := Pair()
+	check(t, err)
+	theirs, err = FromFile(f)
+	check(t, err)
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	return ours, theirs
+}
+
+func openNull(t *testing.T) *os.File {
+	t.Helper()
+	f, err := os.Open(os.DevNull)
+	check(t, err)
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net/netip"
@@ -96,27 +95,36 @@ func TestOwnerIsReadAnew(t *testing.T) {
 	}
 }
 
-// The log has the process of each connection, from its start to its end, and
-// the monitor found out by itself.
+// A record has the process whose connection it is, from the first line to the
+// last, and the monitor found out by itself.
 func TestRecordsHaveOwners(t *testing.T) {
-	s, w := up(t)
+	s := newSandbox(t)
 	group := newTestCgroup(t)
+	m := &Monitor{owners: newTestOwners(t, s), tally: newTally()}
+	s.must(m.owners.load())
+	s.must(m.owners.watch(cgroups, group.start(t, s, "init").Process.Pid))
 	to := listenPort(t, s)
 	program := group.start(t, s, "connect", "127.0.0.1:"+to)
-	r := control.Record{
-		Verdict: control.Allow, Proto: "tcp", Host: "api.example.org", Port: 443, Request: "r-1",
-		Src: netip.MustParseAddrPort(program.said), Dst: netip.MustParseAddrPort("127.0.0.1:" + to),
-	}
-	w.record(r)
-	program.end()
-	r.Verdict = control.End
-	w.record(r)
-	s.stop()
-	s.must(s.waitEnd())
-	log, err := os.ReadFile(s.log)
-	s.must(err)
-	if n := bytes.Count(log, fmt.Appendf(nil, `"actor":{"process":{"pid":%d,`, program.Process.Pid)); n != 2 {
-		t.Errorf("%d lines tell of the process, want both:\n%s", n, log)
+	r := control.Record{Request: "r-1", Src: netip.MustParseAddrPort(program.said), Dst: netip.MustParseAddrPort("127.0.0.1:" + to)}
+	for _, c := range []struct {
+		verdict control.Verdict
+		request string
+		known   bool
+	}{
+		{control.Allow, "r-1", true},
+		{control.End, "r-1", true},    // by its number: the connection is gone
+		{control.End, "r-1", false},   // that has ended
+		{control.Refuse, "r-2", true}, // seen, although its process has ended
+		{control.Cut, "r-3", false},   // never begun
+	} {
+		r.Verdict, r.Request, r.Process = c.verdict, c.request, nil
+		list := []control.Record{r}
+		m.attribute(list)
+		m.count(list, true)
+		if p := list[0].Process; (p != nil) != c.known || p != nil && p.PID != program.Process.Pid {
+			t.Errorf("%s of %s belongs to %+v", c.verdict, c.request, p)
+		}
+		program.end()
 	}
 }
 

@@ -72,7 +72,9 @@ const (
 	// those beyond share one record.
 	maxFolds = 1024
 	// maxBatch is the size of one message of records, estimated, in bytes.
-	maxBatch = 128 << 10
+	maxBatch = 64 << 10
+	// maxIdle is for how many records room is kept when none wait.
+	maxIdle = 256
 	// noteDelay is how long a record that nobody waits for may wait for company.
 	noteDelay = 5 * time.Millisecond
 	// maxDetail is the length of a record's detail in bytes; the rest is cut.

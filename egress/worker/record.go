@@ -16,18 +16,19 @@ var errGone = errors.New("cannot record: the monitor is gone")
 
 // recorder has decisions written by the monitor. One message at a time is on
 // its way; what is decided meanwhile goes with the next, so that a busy gateway
-// writes few and large ones.
+// writes few and large ones. Whoever adds the first record sends it himself, and
+// whoever hears the answer sends the next: nobody is woken up for that.
 type recorder struct {
 	ctx  context.Context
 	conn *control.Conn
-	wake chan struct{} // there is something to send
 
 	mu     sync.Mutex
 	n      uint64    // number of the last record sent
 	urgent []pending // refusals wait behind them, so that a flood starves nobody
 	others []pending
-	sent   []pending // on their way, numbered up to n
-	due    bool      // what nobody waits for is to be sent soon
+	sent   []pending        // on their way, numbered up to n
+	list   []control.Record // those in sent; whoever made them so sends them
+	due    bool             // what nobody waits for is to be sent soon
 	folds  folds
 }
 
@@ -38,7 +39,7 @@ type pending struct {
 }
 
 func newRecorder(ctx context.Context, conn *control.Conn) *recorder {
-	return &recorder{ctx: ctx, conn: conn, wake: make(chan struct{}, 1)}
+	return &recorder{ctx: ctx, conn: conn}
 }
 
 // write returns when the record is in the log, or why it is not.
@@ -59,7 +60,7 @@ func (r *recorder) note(rec control.Record) {
 			r.mu.Lock()
 			r.due = false
 			r.mu.Unlock()
-			r.poke()
+			r.send()
 		})
 	}
 }
@@ -93,11 +94,8 @@ func (r *recorder) await(rec control.Record, queue *[]pending) error {
 func (r *recorder) add(p pending, queue *[]pending) {
 	r.mu.Lock()
 	*queue = append(*queue, shortened(p))
-	idle := len(r.sent) == 0
 	r.mu.Unlock()
-	if idle {
-		r.poke()
-	}
+	r.send()
 }
 
 func shortened(p pending) pending {
@@ -107,28 +105,18 @@ func shortened(p pending) pending {
 	return p
 }
 
-func (r *recorder) poke() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
-
-// send sends what has gathered, message by message.
+// send sends what has gathered, unless some are on their way.
 func (r *recorder) send() {
-	for {
-		select {
-		case <-r.ctx.Done():
+	for r.ctx.Err() == nil {
+		list, n := r.batch()
+		if len(list) == 0 {
 			return
-		case <-r.wake:
 		}
-		batch, n := r.batch()
-		if len(batch) == 0 {
-			continue
+		err := r.conn.Send(control.ToMonitorFromWorker{Records: &control.Records{N: n, List: list}})
+		if err == nil {
+			return
 		}
-		if err := r.conn.Send(control.ToMonitorFromWorker{Records: &control.Records{N: n, List: batch}}); err != nil {
-			r.written(&control.Written{N: n, Fault: err.Error()})
-		}
+		r.answered(&control.Written{N: n, Fault: err.Error()})
 	}
 }
 
@@ -140,57 +128,63 @@ func (r *recorder) batch() ([]control.Record, uint64) {
 		return nil, 0
 	}
 	room := maxBatch
-	for _, queue := range []*[]pending{&r.urgent, &r.others} {
-		k := 0
-		for k < len(*queue) && (room > 0 || len(r.sent)+k == 0) { // one always goes
-			room -= weight(&(*queue)[k].record)
-			k++
-		}
-		r.sent = append(r.sent, (*queue)[:k]...)
-		rest := copy(*queue, (*queue)[k:])
-		clear((*queue)[rest:])
-		*queue = (*queue)[:rest]
+	r.sent = take(r.sent[:0], &r.urgent, &room)
+	r.sent = take(r.sent, &r.others, &room)
+	r.list = r.list[:0]
+	for i := range r.sent {
+		r.list = append(r.list, r.sent[i].record)
 	}
-	list := make([]control.Record, len(r.sent))
-	for i, p := range r.sent {
-		list[i] = p.record
-	}
-	r.n += uint64(len(list))
-	return list, r.n
+	r.n += uint64(len(r.list))
+	return r.list, r.n
 }
 
-// weight estimates the length of a record in JSON, from above: escaping makes
-// six characters of one.
+// take moves what there is room for from a queue to list. One always goes.
+func take(list []pending, queue *[]pending, room *int) []pending {
+	q, k := *queue, 0
+	for k < len(q) && (*room > 0 || len(list)+k == 0) {
+		*room -= weight(&q[k].record)
+		k++
+	}
+	list = append(list, q[:k]...)
+	rest := copy(q, q[k:])
+	clear(q[rest:])
+	*queue = q[:rest]
+	if cap(q) > maxIdle && rest == 0 {
+		*queue = nil // a flood is over
+	}
+	return list
+}
+
+// weight is the length of a record in a message, from above.
 func weight(r *control.Record) int {
-	return 1024 + 6*(len(r.Host)+len(r.Detail)+len(r.Rule)+len(r.Method))
+	return 256 + len(r.Host) + len(r.Detail) + len(r.Rule) + len(r.Method)
 }
 
-// written is the monitor's answer.
+// written is the monitor's answer. What has gathered meanwhile follows.
 func (r *recorder) written(w *control.Written) {
+	r.answered(w)
+	r.send()
+}
+
+func (r *recorder) answered(w *control.Written) {
 	var err error
 	if w.Fault != "" {
 		err = errors.New(w.Fault)
 	}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	done := len(r.sent)
 	if w.N < r.n { // the first of several answers
 		done = max(0, done-int(min(r.n-w.N, uint64(done))))
 	}
-	answered := r.sent[:done:done]
-	r.sent = r.sent[done:]
-	if len(r.sent) == 0 {
-		r.sent = nil
-	}
-	more := len(r.sent) == 0 && len(r.urgent)+len(r.others) > 0
-	r.mu.Unlock()
-	for _, p := range answered {
+	for _, p := range r.sent[:done] {
 		if p.done != nil {
 			p.done <- err
 		}
 	}
-	if more {
-		r.poke()
-	}
+	rest := copy(r.sent, r.sent[done:])
+	clear(r.sent[rest:])
+	r.sent = r.sent[:rest]
 }
 
 // folds counts refusals, second by second.
@@ -248,7 +242,7 @@ func (r *recorder) folded(rec control.Record) bool {
 			r.folds.timer = false
 			r.flush()
 			r.mu.Unlock()
-			r.poke()
+			r.send()
 		})
 	}
 	return true

@@ -83,7 +83,6 @@ func (w *Worker) Run(conn *control.Conn) error {
 	s.spender.s = s
 	s.refusals.free.Store(maxRefusals)
 	s.dnsConns.free.Store(maxDNSConns)
-	s.wg.Go(s.records.send)
 	err := s.converse()
 	cancel()
 	s.close()
