@@ -172,10 +172,11 @@ func ceiling(proc *oci.Process, kept *policy.Capabilities) Edit {
 	return e
 }
 
-// kernelFiles are what Docker hides of proc and sysfs; --privileged shows them.
+// kernelFiles are what Docker hides of proc and sysfs, where --privileged shows
+// them, and what tells root of the pages of the whole machine.
 var kernelFiles = struct{ masked, readonly []string }{
-	masked: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"},
+	masked: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags",
+		"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"},
 	readonly: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 }
 
