@@ -330,13 +330,15 @@ func (b *box) ask(verbs ...string) []string {
 
 // talk is a conversation with a probe that serves in a container.
 type talk struct {
-	t    *testing.T
-	name string // main or exec
-	in   *os.File
-	out  *os.File
-	r    *bufio.Reader
-	cmd  *exec.Cmd // of exec
-	err  string    // file of its stderr
+	t     *testing.T
+	name  string // main or exec
+	in    *os.File
+	out   *os.File
+	r     *bufio.Reader
+	cmd   *exec.Cmd // of exec
+	err   string    // file of its stderr
+	self  string    // see pid
+	asked string    // last
 }
 
 // create makes the container, whose program will be a serving probe, and
@@ -417,6 +419,7 @@ func (b *box) pipes(name string) (*talk, [2]*os.File) {
 // send gives a verb to the probe; its answer is read by answer.
 func (k *talk) send(verb string) {
 	k.t.Helper()
+	k.asked = verb
 	if _, err := io.WriteString(k.in, verb+"\n"); err != nil {
 		k.t.Fatalf("%s: cannot ask %q: %v: %s", k.name, verb, err, k.stderr())
 	}
@@ -429,7 +432,7 @@ func (k *talk) answer() string {
 	}
 	line, err := k.r.ReadString('\n')
 	if err != nil {
-		k.t.Fatalf("%s: the probe does not answer: %v: %q %s", k.name, err, line, k.stderr())
+		k.t.Fatalf("%s: the probe does not answer %q: %v: %q %s", k.name, k.asked, err, line, k.stderr())
 	}
 	return strings.TrimSuffix(line, "\n")
 }

@@ -44,11 +44,12 @@ var deps = map[string][]string{
 	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "egress/kaudit", "hooks/proof", "specs/policy", "specs/settings"},
 	"cmd/containerd-shim-nemoclaw-v1": {},
 
-	"integration":         {"integration/world", "egress/kaudit"},
+	"integration":         {"integration/world", "integration/escape", "egress/kaudit"},
+	"integration/escape":  {},
 	"integration/world":   {},
 	"integration/probe":   {},
 	"integration/arm64":   {},
-	"integration/engines": {"integration/world"},
+	"integration/engines": {"integration/world", "integration/escape"},
 	"integration/bench":   {"integration/world", "egress/control"},
 
 	"examples/demo":         {"examples/demo/attempt", "integration/world"},

@@ -71,7 +71,12 @@ var fileVerbs = map[string]verb{
 	"chown": func(a []string) (string, error) { return "", unix.Chown(a[0], int(number(a[1])), int(number(a[1]))) },
 	// openat2 PATH RESOLVE
 	"openat2": func(a []string) (string, error) {
-		fd, err := unix.Openat2(unix.AT_FDCWD, a[0], &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC, Resolve: uint64(number(a[1]))})
+		top, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0) // the root of RESOLVE_IN_ROOT
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(top)
+		fd, err := unix.Openat2(top, a[0], &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC, Resolve: uint64(number(a[1]))})
 		if err == nil {
 			unix.Close(fd)
 		}
@@ -145,7 +150,7 @@ func handle(a []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	mount, err := unix.Open("/tmp", unix.O_PATH|unix.O_CLOEXEC, 0)
+	mount, err := unix.Open("/tmp", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", err
 	}

@@ -25,6 +25,14 @@ func init() {
 		nr := uint32(number(a[0]))
 		return inChild(func() uintptr { return uintptr(-min(int80(nr), 0)) })
 	}
+	// traceme: lets the parent trace, in a child without Go's own signals, which
+	// would stop it.
+	kernelVerbs["traceme"] = func([]string) (string, error) {
+		return inChild(func() uintptr {
+			_, _, e := unix.RawSyscall(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)
+			return uintptr(e)
+		})
+	}
 	// x32 NUMBER: with the bit that makes it a call of the x32 ABI.
 	kernelVerbs["x32"] = func(a []string) (string, error) {
 		nr := 0x40000000 | number(a[0])

@@ -102,7 +102,10 @@ func answer(words []string) string {
 // line is the outcome of a verb in one line.
 func line(got string, err error) string {
 	var errno syscall.Errno
+	var said verbatim
 	switch {
+	case errors.As(err, &said):
+		return printable(string(said))
 	case err == nil && got == "":
 		return "ok"
 	case err == nil:
