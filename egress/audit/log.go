@@ -12,15 +12,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/limits"
 )
 
 const (
 	// MaxLine is the longest line in bytes, with its line feed.
-	MaxLine = 256 << 10
+	MaxLine = limits.Line
 	// reserve is the room kept on the disk for lines to come, in bytes.
-	reserve = 1 << 20
+	reserve = limits.Reserve
 	// syncDelay is how long a line may be in the kernel only.
-	syncDelay = 100 * time.Millisecond
+	syncDelay = limits.Sync
 	// maxKept is how much room for lines is kept for the next, in bytes.
 	maxKept = 64 << 10
 	// lockWait is how long Open waits for the log's last writer to end.

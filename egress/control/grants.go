@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/limits"
 )
 
 // Uptime is a time since the kernel's boot that no change of the clock moves
@@ -37,7 +39,7 @@ type Decisions struct {
 
 // Bounds of what is kept.
 const (
-	MaxGrants = 1000
+	MaxGrants = limits.Grants
 	MaxBegan  = 10_000
 	maxFile   = 16 << 20 // bytes
 )

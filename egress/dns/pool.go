@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
@@ -30,19 +31,19 @@ type block struct {
 }
 
 var (
-	pinnedBlock = block{netip.MustParseAddr("198.19.0.0"), 65536}
-	sharedBlock = block{netip.MustParseAddr("198.18.16.0"), 4096}
+	pinnedBlock = block{netip.MustParseAddr("198.19.0.0"), limits.ListedNames}
+	sharedBlock = block{netip.MustParseAddr("198.18.16.0"), limits.OtherNames}
 )
 
 const (
 	// quarantine is how long an unlisted name keeps its address after the
 	// last question or connection. Answers live 5 s; some clients keep
 	// addresses far longer.
-	quarantine = 10 * time.Minute
+	quarantine = limits.Quarantine
 	// maxJournal bounds the journal, in bytes: 65,536 pinned names of usual
 	// length take 3 MiB. Past it names that have an address keep it and no
 	// other gets one, since a restarted worker must know them all.
-	maxJournal = 16 << 20
+	maxJournal = limits.Journal
 )
 
 // ErrExhausted says that every synthetic address is in use.

@@ -11,18 +11,19 @@ import (
 	wire "github.com/miekg/dns"
 	"golang.org/x/time/rate"
 
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
 // What the server allows itself and its clients.
 const (
-	ttl          = 5    // s; short, so that a reload finds few old answers
-	maxUDP       = 1232 // bytes; the answer size of DNS Flag Day 2020
-	perSecond    = 200  // questions a second; those beyond are dropped
-	burst        = 500  // questions
-	tcpIdle      = 10 * time.Second
-	tcpQuestions = 128 // on one connection
-	maxFaults    = 100 // of a socket, in a row, before it is given up
+	ttl          = 5                   // s; short, so that a reload finds few old answers
+	maxUDP       = 1232                // bytes; the answer size of DNS Flag Day 2020
+	perSecond    = limits.DNSPerSecond // questions a second; those beyond are dropped
+	burst        = limits.DNSBurst     // questions
+	tcpIdle      = limits.DNSIdle
+	tcpQuestions = limits.DNSOnConn // on one connection
+	maxFaults    = 100              // of a socket, in a row, before it is given up
 )
 
 // Server answers questions. Fields are set before it is used.

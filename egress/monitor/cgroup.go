@@ -10,18 +10,20 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/limits"
 )
 
 const (
 	cgroupParent = "nemoclaw"
 	// memoryMax bounds what a flood of connections may cost the host, in bytes.
-	memoryMax = 256 << 20
+	memoryMax = limits.Memory
 	// pidsMax bounds threads of the monitor and its worker together.
-	pidsMax = 256
+	pidsMax = limits.Tasks
 	// cpuQuota is how much of each cpuPeriod, in microseconds, they may compute:
 	// two processors. What a sandbox makes its gateway do is not counted as the
 	// sandbox's own.
-	cpuQuota, cpuPeriod = 200_000, 100_000
+	cpuQuota, cpuPeriod = limits.Processors * 100_000, 100_000
 )
 
 // cgroup is the gateway's own place, one directory in each hierarchy. The nil

@@ -14,13 +14,14 @@ import (
 
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
 const (
 	// applyWait is how long a worker may take to put rules into force before
 	// it is killed: revoked connections are cut within one second.
-	applyWait = time.Second
+	applyWait = limits.Apply
 	// changeWait is how long a change waits for a worker, which may be
 	// starting, to put it into force.
 	changeWait = 5 * time.Second

@@ -18,22 +18,23 @@ import (
 
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
 const (
 	// maxBody is the largest request of an operator, in bytes.
-	maxBody = 64 << 10
+	maxBody = limits.Body
 	// maxUses and maxFor bound one approval.
-	maxUses = 10_000
+	maxUses = limits.Uses
 	maxFor  = 366 * 24 * time.Hour
 	// maxAsking is how many operators are answered at once; more are sent away.
-	maxAsking = 64
+	maxAsking = limits.Asking
 	// answerTime is how long an operator may take to read an answer, and to say
 	// what he wants.
-	answerTime = 30 * time.Second
+	answerTime = limits.Answer
 	// eventPatience is how long a reader of events may keep one line waiting.
-	eventPatience = 10 * time.Second
+	eventPatience = limits.Patience
 )
 
 // peerKey finds the peer of a connection in a request's context.

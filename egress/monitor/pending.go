@@ -5,12 +5,13 @@ import (
 	"time"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
 // maxPending is how many undecided hosts and ports are kept; the one that was
 // tried longest ago makes room.
-const maxPending = 500
+const maxPending = limits.Pending
 
 // pendings are refused hosts and ports that an operator could approve, the
 // latest last.

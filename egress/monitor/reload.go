@@ -16,6 +16,7 @@ import (
 
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
@@ -23,7 +24,7 @@ import (
 const maxWarnings = 10
 
 // maxPolicy is the size of the largest policy file, in bytes.
-const maxPolicy = 1 << 20
+const maxPolicy = limits.Policy
 
 // reload puts the policy file into force as it stands. If it is not a policy,
 // the old one stays, and the fault is told in Status and in the log: once for

@@ -11,16 +11,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/limits"
 )
 
 const (
 	// quiet is how long a file that is being written in place, or that is
 	// gone, must stay as it is before it counts.
-	quiet = 100 * time.Millisecond
+	quiet = limits.Quiet
 	// pollEvery finds changes that inotify does not report: network file
 	// systems, directories that are mounted over or are links further up. What
 	// they revoke is cut within a second too.
-	pollEvery = 500 * time.Millisecond
+	pollEvery = limits.Poll
 )
 
 // The events of a directory that may mean another policy (inotify(7)). A

@@ -16,11 +16,12 @@ import (
 
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 )
 
 const (
 	minBackoff = 100 * time.Millisecond
-	maxBackoff = 5 * time.Second
+	maxBackoff = limits.MaxBackoff
 	// steady is how long a worker lives before its death counts as a first.
 	steady = 10 * time.Second
 	// lastWords is how much of what a worker wrote to its standard error is

@@ -1,76 +1,80 @@
 package worker
 
-import "time"
+import (
+	"time"
 
-// Everything that an agent could exhaust, and what happens at the limit. DNS
-// has a table of its own, in egress/dns.
+	"nemoclaw/egress/limits"
+)
+
+// Everything that an agent could exhaust, and what happens at the limit: those
+// that concern whoever runs a sandbox stand in egress/LIMITS.md.
 const (
 	// maxFlows is how many allowed connections are open at once. Those beyond
 	// are reset, and recorded as too-many.
-	maxFlows = 1024
+	maxFlows = limits.Flows
 	// maxRefusals is how many refused connections wait for a polite answer.
 	// Those beyond are reset at once; they are recorded all the same.
-	maxRefusals = 128
+	maxRefusals = limits.Refusals
 	// maxHeld is how many connections wait for the operator at once. Those
 	// beyond are refused.
-	maxHeld = 64
+	maxHeld = limits.Held
 	// recheckTime is how long the clock may have been set to another time before
 	// rules that end by it are looked at again.
-	recheckTime = time.Second
+	recheckTime = limits.Recheck
 	// maxDNSConns is how many TCP connections carry DNS. Those beyond are
 	// reset.
-	maxDNSConns = 64
+	maxDNSConns = limits.DNSConns
 
 	// maxHead is the size of a request's head in bytes, and of a response's
 	// where it matters. A longer one is malformed: 400, or the connection ends.
-	maxHead = 64 << 10
+	maxHead = limits.Head
 	// maxHello is the size of a ClientHello with its record headers, in bytes.
 	// A longer one is malformed.
-	maxHello = 64 << 10
+	maxHello = limits.Hello
 	// maxRecords is how many TLS records a ClientHello may be spread over: it is
 	// read anew whenever bytes come. More are malformed.
-	maxRecords = 2048
+	maxRecords = limits.HelloRecords
 
 	// sniffTime is how long a refused connection may take to show which
 	// protocol it speaks; after that it is reset. An allowed one may take for
 	// ever: no check ends by a timeout.
-	sniffTime = 300 * time.Millisecond
+	sniffTime = limits.Sniff
 	// politeTime is how long a refused program may take to read the answer.
-	politeTime = 200 * time.Millisecond
+	politeTime = limits.Polite
 	// drainTime is how long a server may take to finish the answers to a
 	// connection whose next request was refused; after that it is reset.
-	drainTime = 5 * time.Second
+	drainTime = limits.Drain
 	// whoTime is how long a decision waits to learn which process asks. After
 	// that it is recorded without.
-	whoTime = 250 * time.Millisecond
+	whoTime = limits.Owner
 	// dialTime is how long the far end may take to answer, over all of its
 	// addresses; then the connection fails.
-	dialTime = 15 * time.Second
+	dialTime = limits.Dial
 	// staggerTime is the delay before the next address is tried beside the
 	// one that has not answered (RFC 8305, section 5).
-	staggerTime = 250 * time.Millisecond
+	staggerTime = limits.Stagger
 
 	// maxAddrs is how many addresses of a name are considered; more are
 	// ignored.
-	maxAddrs = 16
+	maxAddrs = limits.Addresses
 	// maxNames is how many names the resolver remembers; at the limit it
 	// forgets what has expired, then any.
-	maxNames = 4096
+	maxNames = limits.ResolverNames
 	// minTTL and maxTTL bound how long it does, whatever the answer says;
 	// badTTL is for names that have no address.
 	minTTL, maxTTL, badTTL = time.Second, 300 * time.Second, 2 * time.Second
 	// queryTime is how long one nameserver may take before the next is asked;
 	// each is asked queryRounds times.
-	queryTime   = 2 * time.Second
+	queryTime   = limits.Query
 	queryRounds = 2
 
 	// foldKey and foldAll are how many refusals a second are recorded one by
 	// one, for one host and port and for all. Those beyond become one record
 	// with a count.
-	foldKey, foldAll = 20, 500
+	foldKey, foldAll = limits.FoldKey, limits.FoldAll
 	// maxFolds is how many hosts and ports are told apart while folding;
 	// those beyond share one record.
-	maxFolds = 1024
+	maxFolds = limits.FoldNames
 	// maxBatch is the size of one message of records, estimated, in bytes.
 	maxBatch = 64 << 10
 	// maxIdle is for how many records room is kept when none wait.
@@ -90,5 +94,5 @@ const (
 	// keepIdle is how long a connection to a server is silent before the
 	// kernel asks whether the server is still there, in seconds. The program
 	// cannot ask itself: its own probes end at the gateway.
-	keepIdle = 60
+	keepIdle = int(limits.KeepIdle / time.Second)
 )

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
@@ -224,4 +225,14 @@ func TestTimeToLiveEnds(t *testing.T) {
 	wantEcho(t, c, "still")
 	wantReset(t, c)
 	sb.wantRecords("allow tcp db.example.com:5432", "cut tcp db.example.com:5432 revoked")
+}
+
+// The document of the limits and the policy's own checks agree.
+func TestDocumentedBounds(t *testing.T) {
+	if limits.Hold != policy.MaxHold {
+		t.Errorf("a hold is documented as %s at most, and %s is read", limits.Hold, policy.MaxHold)
+	}
+	if _, err := policy.Parse("p", []byte(rule(fmt.Sprintf("max_connections: %d", limits.Flows+1)))); err == nil {
+		t.Error("a rule may have more connections than the gateway")
+	}
 }
