@@ -14,7 +14,7 @@ import (
 func TestExamplePolicies(t *testing.T) {
 	allows := map[string][]string{
 		"policy.yaml": {"allow api.example.com:443", "allow *.cdn.example.com:443,8000-8100", "allow db.corp.example:5432",
-			"allow git.example.org:22", "deny uploads.cdn.example.com:*"},
+			"allow git.example.org:22", "allow upload.example.org:443", "allow *.docs.example.org:443", "deny uploads.cdn.example.com:*"},
 		"agent.yaml": {"allow api.anthropic.com:443", "allow github.com:443", "allow api.github.com:443", "allow registry.example.org:443"},
 	}
 	writable := map[string]string{"policy.yaml": "/data", "agent.yaml": "/workspace"}
