@@ -20,6 +20,7 @@ func TestLaw3ExecObeysThePolicy(t *testing.T) {
 	t.Run("another policy file", testExecAfterTheFileChanged)
 	t.Run("another default", testExecAfterTheDefaultChanged)
 	t.Run("home", testExecHasTheSameHome)
+	t.Run("updated, paused and on again", testExecLater)
 	t.Run("swapped paths", testExecAfterASwap)
 	t.Run("no gateway", testExecWithoutGateway)
 	t.Run("no gateway and swapped paths", testExecWithoutGatewayAfterASwap)
@@ -100,6 +101,28 @@ func testExecAfterTheDefaultChanged(t *testing.T) {
 				k.want("EACCES", "create /usr/new")
 			}
 		})
+	}
+}
+
+// What an engine does to a running container changes nothing of its layers.
+func testExecLater(t *testing.T) {
+	b := newBox(t)
+	b.policy("filesystem: {read_only: [/sandbox/kept/]}\negress: {rules: []}\n")
+	main := b.up()
+	for _, step := range [][]string{{"update", "--memory", "268435456", b.id}, {"pause", b.id}, {"resume", b.id}} {
+		if got := b.nemoclaw(nil, step...); got.code != 0 {
+			lacking(t, "%v: %s", step, got)
+		}
+		if step[0] == "pause" {
+			if got := b.execute(b.id, "/bin/echo", "ran"); got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "paused") {
+				t.Errorf("exec: %s", got)
+			}
+			continue
+		}
+		for _, k := range []*talk{main, b.exec()} {
+			checkLayers(t, k.name+" after "+step[0], k.ask)
+			k.want("EROFS", "create /sandbox/kept/x")
+		}
 	}
 }
 

@@ -120,18 +120,27 @@ func TestReadinessIsPassedOnAsWithRunc(t *testing.T) {
 	}
 }
 
-// A program that ends without a word ends the wait.
+// A program that ends ends the wait, and what it said but that it was ready the
+// service manager does not hear.
 func TestEndWithoutReadiness(t *testing.T) {
 	b := newBox(t)
-	b.manager()
-	b.spec.Process.Args = []string{"/bin/true"}
-	b.saveSpec()
+	manager := b.manager()
+	b.spec.Process.Args = []string{"/bin/probe", "send-unixgram", "/run/notify/notify.sock", "MAINPID=1"}
 	if _, got := b.create(); got.code != 0 {
 		t.Fatalf("create: %s", got)
 	}
 	if got := b.start(); got.code != 0 {
 		t.Errorf("start: %s", got)
 	}
+	raw, err := manager.conn.SyscallConn()
+	b.must(err)
+	b.must(raw.Read(func(fd uintptr) bool {
+		text := make([]byte, 4096)
+		if n, _, err := unix.Recvfrom(int(fd), text, unix.MSG_DONTWAIT); err != unix.EAGAIN {
+			t.Errorf("it heard %q (%v)", text[:max(n, 0)], err)
+		}
+		return true
+	}))
 }
 
 type manager struct{ conn *net.UnixConn }

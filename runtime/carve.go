@@ -137,7 +137,10 @@ func (c *carver) find(carve specs.Carve) (int, error) {
 		return -1, nil // nobody can put something there
 	case carve.Make:
 		fd, err := c.root.makeDir(carve.Path)
-		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		switch {
+		case errors.Is(err, unix.EROFS):
+			return -1, nil // nobody can put something there
+		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
 			return -1, errors.New("what lies on the way is not a directory; name what is there")
 		}
 		return fd, err

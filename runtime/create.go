@@ -544,7 +544,7 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 	if err != nil {
 		return nil, err
 	}
-	carves, err := n.carveOut(root, pid, granted)
+	carves, err := n.carveOut(root, pid, granted, image)
 	if err != nil {
 		return nil, err
 	}
@@ -571,7 +571,7 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 
 // carveOut makes the mounts that keep the policy's lists where the rules do not.
 // It goes by what was granted under its real name.
-func (n *newborn) carveOut(root *containerRoot, pid int, granted []landlock.Granted) ([]specs.Carve, error) {
+func (n *newborn) carveOut(root *containerRoot, pid int, granted []landlock.Granted, image specs.Image) ([]specs.Carve, error) {
 	var rules []landlock.Rule
 	for _, g := range granted {
 		rules = append(rules, landlock.Rule{Path: g.Path, Access: g.Access})
@@ -582,6 +582,15 @@ func (n *newborn) carveOut(root *containerRoot, pid int, granted []landlock.Gran
 	carves := specs.Carves(n.chosen.Policy, rules)
 	if len(carves) == 0 {
 		return nil, nil
+	}
+	volumes := specs.Visible(n.spec, n.host.Volumes)
+	for i := range volumes {
+		volumes[i].Destination = image.Volumes[i]
+	}
+	for _, c := range carves {
+		if why := specs.Uncarvable(c, n.chosen.Policy, n.spec, volumes); why != "" {
+			return nil, fmt.Errorf("cannot keep %s apart: %s", c, why)
+		}
 	}
 	return carves, root.carve(pid, carves)
 }

@@ -128,7 +128,7 @@ func (s *seal) grantOne(root *containerRoot, r landlock.Rule, all []landlock.Rul
 	}
 	fd, err := root.open(r.Path, unix.O_PATH, how)
 	if errors.Is(err, unix.ENOENT) && r.Make {
-		if fd, err = root.makeDir(r.Path); errors.Is(err, unix.EROFS) && r.Optional {
+		if fd, err = root.makeDir(r.Path); errors.Is(err, unix.EROFS) && (r.Optional || r.Access&landlock.WriteFile == 0) {
 			return nil, "", nil
 		}
 	}

@@ -109,8 +109,14 @@ func WritableAbove(name string, rules []landlock.Rule) string {
 	return found
 }
 
-// uncarvable returns why c would not hold, or "".
-func uncarvable(c Carve, spec *oci.Spec, volumes []Volume) string {
+// Uncarvable returns why c would not hold, or "". volumes are those that can be
+// seen, where they really are.
+func Uncarvable(c Carve, p *policy.Policy, spec *oci.Spec, volumes []Volume) string {
+	for _, f := range p.Filesystem.ReadWrite {
+		if f.Line > 0 && c.ReadOnly && within(f.Name, c.Path) {
+			return f.Name + " is to be written, and lies in it"
+		}
+	}
 	if by := spread(c.Path, spec); by != "" {
 		return by + " is shared with the host, where the mount that it takes would appear as well"
 	}

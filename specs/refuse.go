@@ -73,7 +73,7 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 	}
 	if spec.Process != nil {
 		for _, c := range Carves(p, StaticRules(spec, p, host)) {
-			if why := uncarvable(c, spec, Visible(spec, host.Volumes)); why != "" {
+			if why := Uncarvable(c, p, spec, Visible(spec, host.Volumes)); why != "" {
 				fault("take it out of the policy, or that mount out of the container", "filesystem: %s cannot be kept apart: %s", c, why)
 			}
 		}
