@@ -24,7 +24,7 @@ LAUNCH_FLAGS := -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-p
 	-Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,noseparate-code -s
 ARM64 := .cache/arm64
 
-.PHONY: help build install demo test test-engines test-arm64 golden fuzz bench lint check deps clean launch-arm64
+.PHONY: help build install demo test test-engines test-arm64 golden fuzz mutate bench lint check deps clean launch-arm64
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ fuzz: ## fuzz every reader of strangers' bytes, FUZZTIME (20s) each
 			$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "$$pkg" || exit 1; \
 		done; \
 	done
+
+mutate: ## take every entry of the lists that confine out in turn: a test must notice; MUTATE="-only guard -v"
+	@$(GO) run ./integration/mutate $(MUTATE)
 
 bench: build ## measure beside runc, crun, haproxy and nginx; BENCH="-only net -rounds 9"
 	CGO_ENABLED=0 $(GO) run ./integration/bench $(BENCH)

@@ -51,6 +51,7 @@ var deps = map[string][]string{
 	"integration/probe":   {},
 	"integration/arm64":   {},
 	"integration/engines": {"integration/world", "integration/escape"},
+	"integration/mutate":  {},
 	"integration/bench":   {"integration/world", "egress/control"},
 
 	"examples/demo":         {"examples/demo/attempt", "integration/world"},

@@ -53,8 +53,8 @@ func TestProgram(t *testing.T) {
 
 // A plan as runtime/seal.go writes it.
 const (
-	magic    = 0x324c434e
-	header   = 16
+	magic    = 0x334c434e
+	header   = 16 + 2*24 // numbers, limits
 	pathRoom = 4096
 	head     = header + 2*pathRoom // program, working directory
 )
@@ -76,6 +76,8 @@ func TestLauncher(t *testing.T) {
 	unterminated, nowhere := plan(magic, 1, 1), plan(magic, 1, 1)
 	unterminated[header+pathRoom-1] = 'x'
 	nowhere[head-1] = 'x'
+	limits := plan(magic, 1, 1)
+	limits[12] = 3
 	there, gone := plan(magic, 1, 1), plan(magic, 1, 1)
 	copy(there[header+pathRoom:], "/")
 	copy(gone[header+pathRoom:], "/no/such/directory")
@@ -101,6 +103,7 @@ func TestLauncher(t *testing.T) {
 		{"more filter than there can be", plan(magic, 4097, 4097), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a count that wraps round", plan(magic, 1<<29+1, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a path without an end", unterminated, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"more limits than there can be", limits, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a directory without an end", nowhere, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a directory that is not there", gone, all, "/proc/self/fd/3", []string{"true"}, "working directory: /no/such/directory: errno 2"},
 		{"a directory", there, all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},

@@ -43,6 +43,8 @@ func TestClasses(t *testing.T) {
 		{ReadOnly, "{execute,read_file,read_dir}"},
 		{ReadWrite, "{execute,write_file,read_file,read_dir,remove_dir,remove_file,make_dir,make_reg,make_sock,make_fifo,make_sym,refer,truncate,resolve_unix}"},
 		{Device, "{write_file,read_file,truncate,ioctl_dev}"},
+		{Terminals, "{write_file,read_file,read_dir,truncate,ioctl_dev}"},
+		{Access(1<<17 - 1).OfFile(), "{execute,write_file,read_file,truncate,ioctl_dev}"},
 		{ReadWrite.OfFile(), "{execute,write_file,read_file,truncate}"},
 		{0, "{}"},
 		{1 << 40, "{1<<40}"},

@@ -69,3 +69,28 @@ func TestNothingIsShared(t *testing.T) {
 		t.Error("the built-in lists were changed")
 	}
 }
+
+// TestBuiltInLists: what the built-in lists hold, written out again by hand. One
+// name more is a grant that somebody must have meant; one less breaks images.
+func TestBuiltInLists(t *testing.T) {
+	for _, list := range []struct {
+		name string
+		is   []Granted
+		want string
+	}{
+		{"EssentialReadOnly", EssentialReadOnly, "/proc /dev/random /dev/urandom"},
+		{"EssentialReadWrite", EssentialReadWrite, "/dev/null /dev/zero /dev/full /dev/tty /dev/pts /dev/ptmx /dev/shm"},
+		{"DefaultReadOnly", DefaultReadOnly, `/usr /bin /sbin /lib /lib32 /lib64 /libx32 /opt /srv /app /nix /etc /var/lib/dpkg /var/lib/rpm /var/log
+			/sys/fs/cgroup /sys/devices/system/cpu /sys/kernel/mm/transparent_hugepage`},
+		{"DefaultReadWrite", DefaultReadWrite, "/sandbox /tmp /var/tmp /dev/mqueue /dev/console"},
+		{"DefaultEgress", DefaultEgress, "api.anthropic.com integrate.api.nvidia.com github.com api.github.com clawhub.com openclaw.ai api.telegram.org"},
+	} {
+		var names []string
+		for _, g := range list.is {
+			names = append(names, g.Name)
+		}
+		if got, want := strings.Join(names, " "), strings.Join(strings.Fields(list.want), " "); got != want {
+			t.Errorf("%s is\n  %s\nwant\n  %s", list.name, got, want)
+		}
+	}
+}

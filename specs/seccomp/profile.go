@@ -26,7 +26,7 @@ func Default(spec *oci.Spec) (*oci.LinuxSeccomp, error) {
 
 // launcherCalls is what nemoclaw-launch does under the first filter, less
 // execve, without which nothing at all would start.
-var launcherCalls = []string{"fcntl", "pread64", "chdir", "landlock_restrict_self", "openat", "close", "seccomp", "write", "exit_group"}
+var launcherCalls = []string{"fcntl", "pread64", "chdir", "landlock_restrict_self", "openat", "close", "prlimit64", "seccomp", "write", "exit_group"}
 
 // Admit returns profile so that the launcher can do its work under it, and the
 // denials that give the program no more than profile did: the calls that had
