@@ -22,17 +22,25 @@ func (c *census) judgeDomain(t witness.Thread) error {
 		return nil
 	}
 	c.layers[len(d.Layers)] = true
+	ours, err := c.asked.find(d)
+	c.rules[rulesOf(d, ours)] = true
+	return err
+}
+
+// find returns the layer of d that is what create asked for, and an error if
+// none is. Then it is the first, which was there before any program.
+func (a *asked) find(d *witness.Domain) (int, error) {
 	var first error
 	for i := range d.Layers {
-		if err = c.asked.compare(d, i); err == nil {
-			c.rules[rulesOf(d, i)] = true
-			return nil
+		err := a.compare(d, i)
+		if err == nil {
+			return i, nil
 		}
 		if first == nil {
 			first = err
 		}
 	}
-	return first
+	return 0, first
 }
 
 func rulesOf(d *witness.Domain, layer int) (n int) {
@@ -51,7 +59,7 @@ func (a *asked) compare(d *witness.Domain, layer int) error {
 		return fmt.Errorf("its domain does not restrict %s", missing.Rights())
 	}
 	if missing := a.Scopes &^ l.Scope; missing != 0 {
-		return errors.New("its domain does not keep signals inside")
+		return errors.New("its domain does not keep signals or sockets inside")
 	}
 	granted := a.files()
 	for _, r := range d.Rules {
