@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -416,6 +417,21 @@ func TestVerifyNamesWhatIsWrong(t *testing.T) {
 				c.FlushChain(in)
 				c.AddRule(&nftables.Rule{Table: table(), Chain: in, Exprs: accept})
 				c.AddRule(&nftables.Rule{Table: table(), Chain: in, Exprs: accept})
+			})
+		}, "rule 1 of the fence's chain raw_out is another one"},
+		{"a rule says another network", func(*world) error {
+			return nft(func(c *nftables.Conn) {
+				raw := innerChains(true)[0]
+				kc := &nftables.Chain{Table: table(), Name: raw.name}
+				c.FlushChain(kc)
+				for _, exprs := range raw.rules {
+					for i, e := range exprs {
+						if cmp, ok := e.(*expr.Cmp); ok && slices.Equal(cmp.Data, []byte{127}) {
+							exprs[i] = is(cmp.Op, []byte{10})
+						}
+					}
+					c.AddRule(&nftables.Rule{Table: table(), Chain: kc, Exprs: exprs})
+				}
 			})
 		}, "rule 1 of the fence's chain raw_out is another one"},
 		{"a rule was added", func(*world) error {
