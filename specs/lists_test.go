@@ -256,7 +256,7 @@ func TestKernelFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	Apply(spec, edits)
-	masked := "[/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap /sys/firmware]"
+	masked := "[/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/kpagecgroup /proc/kpagecount /proc/kpageflags /proc/latency_stats /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap /sys/firmware]"
 	readonly := "[/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger]"
 	if got := fmt.Sprint(spec.Linux.MaskedPaths); got != masked {
 		t.Errorf("hidden: %s\n  want: %s", got, masked)
