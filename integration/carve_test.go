@@ -336,7 +336,7 @@ func TestLinkerRunsNothingWritten(t *testing.T) {
 				b.policy("filesystem: {write_execute: " + test.policy + "}\negress: {rules: []}\n")
 			}, func(t *testing.T, b *box, k *talk) {
 				k.want("ok", "exec /bin/ld.so --library-path /bin /bin/dynamic") // positive control
-				k.want("ok", "copy /bin/dynamic /tmp/dynamic-"+k.name)
+				k.want("ok", "copy-file /bin/dynamic /tmp/dynamic-"+k.name)
 				k.want(test.want, "exec /bin/ld.so --library-path /bin /tmp/dynamic-"+k.name)
 			})
 		})

@@ -99,7 +99,7 @@ var calling = Group{
 		{"32-bit socketcall", "moby 52547", "i386 102", "EPERM|error killed", "E"},
 		{"32-bit mount", "seccomp(2)", "i386 21", "EPERM|error killed", "E"},
 		{"32-bit ptrace", "seccomp(2)", "i386 26", "EPERM|error killed", "ok|E"},
-		{"calling every page fault", "CVE-2016-4557", "open /dev/userfaultfd 0", "ENOENT", "+ sys 39"},
+		{"calling every page fault", "CVE-2016-4557", "open-file /dev/userfaultfd 0", "ENOENT", "+ sys 39"},
 		{"the addresses of a Landlock ruleset", "landlock_restrict_self(2)", "sys 446 -1 0", "EBADF|EBADFD|EPERM|E", "+ nest"},
 		{"sixteen more layers", "landlock(7), E2BIG", "alone layers 20", "E2BIG|ok", "+ nest"},
 	},

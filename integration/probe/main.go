@@ -171,6 +171,16 @@ var verbs map[string]verb
 func init() { // the table refers to functions that refer to the table
 	verbs = map[string]verb{}
 	for _, group := range []map[string]verb{fileVerbs, programVerbs, processVerbs, networkVerbs, kernelVerbs, surveyVerbs} {
-		maps.Copy(verbs, group)
+		enlist(group)
+	}
+}
+
+// enlist adds verbs to the table. Two of one name would be one that never runs.
+func enlist(group map[string]verb) {
+	for name, do := range group {
+		if verbs[name] != nil {
+			panic("two verbs are called " + name)
+		}
+		verbs[name] = do
 	}
 }

@@ -24,17 +24,7 @@ var programVerbs = map[string]verb{
 		}
 		return output(exec.Command(a[1], a[2:]...))
 	},
-	"copy": func(a []string) (string, error) { return "", copyFile(a[0], a[1]) },
-	// map-exec FILE: maps a page of it for executing.
-	"map-exec": func(a []string) (string, error) {
-		fd, err := unix.Open(a[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return "", err
-		}
-		defer unix.Close(fd)
-		_, err = unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE)
-		return "", err
-	},
+	"copy-file": func(a []string) (string, error) { return "", copyFile(a[0], a[1]) },
 	// shell-script FILE WORD...: writes a script of one command.
 	"shell-script": func(a []string) (string, error) {
 		return "", os.WriteFile(a[0], []byte(strings.Join(a[1:], " ")+"\n"), 0o666)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"strings"
 	"sync"
@@ -15,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func init() { maps.Copy(verbs, trickVerbs) } // the table is made by an init of main.go, before this one
+func init() { enlist(trickVerbs) } // the table is made by an init of main.go, before this one
 
 var trickVerbs = map[string]verb{
 	// bind NETWORK ADDRESS: takes an address with all the sharing that an

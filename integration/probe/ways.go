@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"strings"
@@ -38,10 +37,10 @@ func init() { // after that of main.go, which makes the table
 			}
 			return "", nil
 		},
-		// open PATH FLAGS, and openw PATH: opens a file that exists, and touches
+		// open-file PATH FLAGS, and openw PATH: opens a file that exists, and touches
 		// nothing.
-		"open":  func(a []string) (string, error) { return "", openOnly(a[0], int(number(a[1]))) },
-		"openw": func(a []string) (string, error) { return "", openOnly(a[0], unix.O_WRONLY) },
+		"open-file": func(a []string) (string, error) { return "", openOnly(a[0], int(number(a[1]))) },
+		"openw":     func(a []string) (string, error) { return "", openOnly(a[0], unix.O_WRONLY) },
 		// open-read PATH FLAGS: reads by what was opened so.
 		"open-read": func(a []string) (string, error) {
 			return withFile(a[0], int(number(a[1])), func(fd int) error {
@@ -225,7 +224,7 @@ func init() { // after that of main.go, which makes the table
 		"credentials":   credentials,
 		"terminal":      terminalIoctl,
 	}
-	maps.Copy(verbs, escapeVerbs)
+	enlist(escapeVerbs)
 }
 
 func withFile(path string, flags int, do func(fd int) error) (string, error) {
