@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -252,9 +254,51 @@ func innerChains(v6 bool) []chain {
 	return []chain{raw, steer, dns, out, in, forward}
 }
 
+// portsSet are the ports of an uplink that whoever comes may knock at.
+func portsSet() *nftables.Set {
+	return &nftables.Set{Table: table(), Name: "ports", ID: 1, KeyType: nftables.TypeInetService, Interval: true}
+}
+
+// ingressPorts are the elements of portsSet for ingress "80,8000-8100"; none
+// for "all" and "none".
+func ingressPorts(ingress string) (elements []nftables.SetElement, err error) {
+	if ingress == "all" || ingress == "none" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(ingress, ",") {
+		low, high, isRange := strings.Cut(part, "-")
+		if !isRange {
+			high = low
+		}
+		first, ferr := strconv.ParseUint(low, 10, 16)
+		last, lerr := strconv.ParseUint(high, 10, 16)
+		if ferr != nil || lerr != nil || first == 0 || first > last {
+			return nil, fmt.Errorf("cannot read ingress %q: it is \"all\", \"none\" or ports such as \"80,8000-8100\"", ingress)
+		}
+		elements = append(elements, nftables.SetElement{Key: port(uint16(first))})
+		if last < 65535 { // the end of the last interval is that of all ports
+			elements = append(elements, nftables.SetElement{Key: port(uint16(last + 1)), IntervalEnd: true})
+		}
+	}
+	return elements, nil
+}
+
+// knocks matches a connection to a port that ingress admits; nil: to none.
+func knocks(ingress string) words {
+	switch ingress {
+	case "none":
+		return nil
+	case "all":
+		return words{}
+	}
+	s := portsSet()
+	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}}
+}
+
 // uplinkChains pass inbound flows on to the stand-ins and their replies back,
-// and nothing else between the two. With ingress "none" no flow is marked, so
-// none passes.
+// and nothing else between the two. A flow that ingress does not admit is not
+// marked, so it ends in this namespace, where nothing listens for it.
 func uplinkChains(links []plugged, ingress string) []chain {
 	fromOuter, toOuter := named(expr.MetaKeyIIFNAME, expr.CmpOpEq, outerPrefix), named(expr.MetaKeyOIFNAME, expr.CmpOpEq, outerPrefix)
 	notFromOuter := named(expr.MetaKeyIIFNAME, expr.CmpOpNeq, outerPrefix)
@@ -265,9 +309,9 @@ func uplinkChains(links []plugged, ingress string) []chain {
 	post := chain{name: "post", kind: nftables.ChainTypeNAT, hook: nftables.ChainHookPostrouting, prio: *nftables.ChainPriorityNATSource, policy: nftables.ChainPolicyAccept}
 	for _, l := range links {
 		from := words{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, is(expr.CmpOpEq, ifname(l.name))}
-		if ingress != "none" {
-			pre.rule(from, tcp, fresh, toUs, setConnMark(l.mark()))
-			pre.rule(from, udp, fresh, toUs, setConnMark(l.mark()))
+		if admitted := knocks(ingress); admitted != nil {
+			pre.rule(from, tcp, admitted, fresh, toUs, setConnMark(l.mark()))
+			pre.rule(from, udp, admitted, fresh, toUs, setConnMark(l.mark()))
 			pre.rule(from, connMarked(expr.CmpOpEq, l.mark()), original, setMark(l.mark()))
 		}
 		// An address of our own, so that the inner namespace needs no route out

@@ -33,8 +33,8 @@ type cable struct {
 // that arrives other than it was, is an error, and then the sandbox must not
 // run.
 //
-// ingress is "all" or "none": whether anything passes from the uplink to the
-// stand-in. Plug may be called again at any time, for interfaces that came
+// ingress is "all", "none" or a list of ports, "80,8000-8100": what passes from
+// the uplink to the stand-in. Plug may be called again at any time, for interfaces that came
 // later; it removes those whose stand-in is gone (Prune). It deletes in the
 // uplink, so that must be one of NewUplink's.
 func Plug(inner, uplink *os.File, ingress string) ([]string, error) {
@@ -46,8 +46,8 @@ func Plug(inner, uplink *os.File, ingress string) ([]string, error) {
 }
 
 func plug(innerNS, uplinkNS *os.File, ingress string) ([]string, error) {
-	if ingress != "all" && ingress != "none" {
-		return nil, fmt.Errorf("cannot read ingress %q: it is \"all\" or \"none\"", ingress)
+	if _, err := ingressPorts(ingress); err != nil {
+		return nil, err
 	}
 	if err := notOurs(innerNS); err != nil {
 		return nil, err
@@ -192,7 +192,12 @@ func (m *move) freeNumbers() []int {
 // settings from them, and keeps MAC, MTU and name.
 func (m *move) pull() error {
 	for _, c := range m.cables {
-		if err := m.inner.LinkSetNsFd(c.link, int(m.uplink.ns.Fd())); err != nil {
+		err := m.inner.LinkSetNsFd(c.link, int(m.uplink.ns.Fd()))
+		if errors.Is(err, unix.EINVAL) {
+			// NETIF_F_NETNS_LOCAL, since Linux 6.15 netns_immutable.
+			return fmt.Errorf("cannot move %s (%s): the kernel does not let an interface of this kind leave its namespace", c.name, c.link.Type())
+		}
+		if err != nil {
 			return fmt.Errorf("cannot move %s (%s): %w", c.name, c.link.Type(), err)
 		}
 	}

@@ -231,56 +231,6 @@ func TestPlugAdoptsTheEnginesGateway(t *testing.T) {
 	})
 }
 
-// Whatever kind of interface it is: it is moved, or the sandbox does not start.
-func TestPlugMovesOrRefuses(t *testing.T) {
-	for _, c := range []struct {
-		kind  string
-		link  func(parent int) netlink.Link
-		fault string
-	}{
-		{"macvlan", func(parent int) netlink.Link {
-			return &netlink.Macvlan{LinkAttrs: attrs("mv0", parent), Mode: netlink.MACVLAN_MODE_BRIDGE}
-		}, ""},
-		{"tun", func(int) netlink.Link {
-			return &netlink.Tuntap{LinkAttrs: attrs("tun0", 0), Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI, Queues: 1}
-		}, ""},
-		{"bridge", func(int) netlink.Link { return &netlink.Bridge{LinkAttrs: attrs("br0", 0)} }, "cannot move br0 (bridge)"},
-	} {
-		t.Run(c.kind, func(t *testing.T) {
-			w := newWorld(t)
-			w.plugIn("eth0", 1)
-			w.in(w.inner, func() error {
-				parent, err := netlink.LinkByName("eth0")
-				if err != nil {
-					return err
-				}
-				l := c.link(parent.Attrs().Index)
-				if err := netlink.LinkAdd(l); err != nil {
-					return err
-				}
-				if tun, ok := l.(*netlink.Tuntap); ok {
-					for _, f := range tun.Fds {
-						f.Close()
-					}
-				}
-				return nil
-			})
-			_, err := Plug(w.inner, w.uplink, "all")
-			if c.fault == "" {
-				w.must(err)
-				w.must(Seal(w.inner, w.uplink))
-				return
-			}
-			if err == nil || !strings.Contains(err.Error(), c.fault) {
-				t.Errorf("Plug says: %v; want: %s", err, c.fault)
-			}
-			if err := Seal(w.inner, w.uplink); err == nil {
-				t.Error("Seal accepts what Plug could not move")
-			}
-		})
-	}
-}
-
 func attrs(name string, parent int) netlink.LinkAttrs {
 	a := netlink.NewLinkAttrs()
 	a.Name, a.ParentIndex = name, parent

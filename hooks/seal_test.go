@@ -130,6 +130,43 @@ func TestIngressNone(t *testing.T) {
 	}
 }
 
+// With ports only those pass; the others refuse, and so do the gateway's own.
+func TestIngressPorts(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("80,8000-8100,65535")
+	for _, port := range []string{"80", "81", "8000", "8050", "8100", "8101", "65535"} {
+		for _, proto := range []string{"tcp", "udp"} {
+			w.serve(w.inner, proto, ":"+port, "any")
+		}
+	}
+	check := func() {
+		t.Helper()
+		for port, open := range map[string]bool{"80": true, "81": false, "8000": true, "8050": true, "8100": true, "8101": false, "65535": true, "8001": false} {
+			for _, c := range []struct{ proto, addr string }{{"tcp", "172.31.1.5"}, {"tcp", "fd31:1::5"}, {"udp", "172.31.1.5"}} {
+				if c.proto == "udp" && open {
+					continue // UDP on every address of two families answers in TestInbound
+				}
+				got := w.ask(w.host, c.proto, net.JoinHostPort(c.addr, port))
+				if strings.HasPrefix(got, "any") != open || !open && got != "refused" {
+					t.Errorf("%s %s port %s: %s; open: %v", c.proto, c.addr, port, got, open)
+				}
+			}
+		}
+	}
+	check()
+	// The rules are loaded anew with each link that comes.
+	w.plugInLater("eth1", 2)
+	w.start("80,8000-8100,65535")
+	check()
+	for ingress := range map[string]bool{"": true, "some": true, "0": true, "80,": true, "9-8": true, "70000": true} {
+		if _, err := Plug(w.inner, w.uplink, ingress); err == nil || !strings.Contains(err.Error(), "cannot read ingress") {
+			t.Errorf("ingress %q: %v", ingress, err)
+		}
+	}
+}
+
 // The gateway dials with the container's identity.
 func TestTheUplinkDialsAsTheContainer(t *testing.T) {
 	w := newWorld(t)

@@ -494,13 +494,24 @@ func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err e
 	if err != nil {
 		return false, fmt.Errorf("cannot open a netlink socket: %w", err)
 	}
+	ports, err := ingressPorts(ingress)
+	if err != nil {
+		return false, err
+	}
 	chains := uplinkChains(links, ingress)
-	load(c, c.CreateTable(table()), chains)
-	err = c.Flush()
+	fill := func(t *nftables.Table) error {
+		if len(ports) > 0 {
+			if err := c.AddSet(portsSet(), ports); err != nil {
+				return err
+			}
+		}
+		load(c, t, chains)
+		return c.Flush()
+	}
+	err = fill(c.CreateTable(table()))
 	if first = err == nil; errors.Is(err, unix.EEXIST) {
 		c.DelTable(table())
-		load(c, c.AddTable(table()), chains)
-		err = c.Flush()
+		err = fill(c.AddTable(table()))
 	}
 	if err != nil {
 		return false, fmt.Errorf("cannot load the uplink's rules: %w", err)

@@ -299,11 +299,34 @@ func (p *parser) uplink(n *yaml.Node) string {
 }
 
 func (p *parser) ingress(n *yaml.Node) string {
-	if follow(n).Kind == yaml.MappingNode {
-		p.fault(n, "network.ingress: choosing ports is not supported by this version (known: all, none)")
-		return IngressNone
+	if follow(n).Kind != yaml.MappingNode {
+		const example = "{ports: [80, 8000-8100]}"
+		word := p.choice(n, "network.ingress", IngressAll, IngressNone, example)
+		if word == example {
+			p.fault(n, "network.ingress: write it without the quotes")
+		}
+		return word
 	}
-	return p.choice(n, "network.ingress", IngressAll, IngressNone)
+	var ranges []PortRange
+	seen := p.mapping(n, "network.ingress", []field{{key: "ports", read: func(n *yaml.Node) { ranges = p.ports(n) }}})
+	if seen != nil && seen["ports"] == nil {
+		p.fault(n, "network.ingress needs ports (for no port write \"ingress: none\")")
+	}
+	return portList(ranges)
+}
+
+// portList writes ranges in one way: in order, and none touches another.
+func portList(ranges []PortRange) string {
+	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	var list []string
+	for i := 0; i < len(ranges); {
+		r := ranges[i]
+		for i++; i < len(ranges) && int(ranges[i].First) <= int(r.Last)+1; i++ {
+			r.Last = max(r.Last, ranges[i].Last)
+		}
+		list = append(list, r.String())
+	}
+	return strings.Join(list, ",")
 }
 
 func (p *parser) nameservers(n *yaml.Node) []netip.Addr {

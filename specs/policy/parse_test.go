@@ -198,6 +198,34 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// TestIngress: ports are written in one way, whatever the file's.
+func TestIngress(t *testing.T) {
+	for _, c := range []struct{ text, ingress, fault string }{
+		{"all", IngressAll, ""},
+		{"none", IngressNone, ""},
+		{"{ports: [80]}", "80", ""},
+		{"{ports: [8100, 8000-8099, 80, 80]}", "80,8000-8100", ""},
+		{"{ports: [1-65535, 7]}", "1-65535", ""},
+		{"some", "", "unknown value"},
+		{"{ports: []}", "", "ports is empty"},
+		{"{}", "", "needs ports"},
+		{"{ports: [0]}", "", "neither a number from 1 to 65535"},
+		{"{port: 80}", "", "unknown key"},
+		{"[80]", "", "network.ingress"},
+		{"'{ports: [80, 8000-8100]}'", "", "without the quotes"},
+	} {
+		p, err := Parse("policy.yaml", []byte("network: {ingress: "+c.text+"}\n"))
+		switch {
+		case c.fault != "":
+			if err == nil || !strings.Contains(err.Error(), c.fault) {
+				t.Errorf("%s: %v; want %q", c.text, err, c.fault)
+			}
+		case err != nil || p.Network.Ingress != c.ingress:
+			t.Errorf("%s: %v %v; want %q", c.text, p, err, c.ingress)
+		}
+	}
+}
+
 // TestReloadInsistsOnRules: what is left of a file while an editor writes it
 // must not bring the built-in rules back.
 func TestReloadInsistsOnRules(t *testing.T) {

@@ -95,7 +95,7 @@ type Capabilities struct {
 // Network is layer 3.
 type Network struct {
 	Uplink  string // one of the words below, or the absolute path of a namespace
-	Ingress string // IngressAll or IngressNone
+	Ingress string // IngressAll, IngressNone, or ports: "80,8000-8100"
 	DNS     []netip.Addr
 }
 
