@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"slices"
 
 	"github.com/google/nftables"
 
@@ -29,10 +29,8 @@ func FindGateway(runDir string, inner *os.File) (string, *control.Attach, error)
 		return "", nil, err
 	}
 	for _, dir := range dirs {
-		if conn, err := control.DialRuntime(dir); err != nil {
+		if !answers(dir) {
 			continue // left over
-		} else {
-			conn.Close()
 		}
 		attach, err := control.ReadAttach(dir)
 		if err != nil {
@@ -94,14 +92,6 @@ func Leave(dir string, box control.Box) error {
 // others reports whether a container lives behind a gateway besides that of
 // dir, by what is stored: its monitor does not answer.
 func others(dir, gateway string) bool {
-	all, _ := control.Sandboxes(filepath.Dir(dir))
-	for other, s := range all {
-		if at, err := os.Readlink(control.Gateway(other)); err != nil || at != gateway || other == dir {
-			continue
-		}
-		if start, err := control.StartTime(s.InitPID); err == nil && start == s.InitStart {
-			return true
-		}
-	}
-	return false
+	alive, _ := survivors(gateway)
+	return slices.ContainsFunc(alive, func(s survivor) bool { return s.dir != dir })
 }

@@ -206,14 +206,14 @@ func TestNetAttackWhileTheGatewayDies(t *testing.T) {
 	}
 }
 
-// A gateway that dies between create and start is not started without, and one
-// that lost its worker has another by then.
+// A gateway that dies between create and start is another one by then, and
+// without any there is no start.
 func TestNetAttackBeforeTheStart(t *testing.T) {
 	e := newEarth(t)
 	for _, tc := range []struct {
 		dies   string
 		starts bool
-	}{{"worker", true}, {"monitor", false}} {
+	}{{"worker", true}, {"monitor", true}, {"both, for good", false}} {
 		t.Run(tc.dies, func(t *testing.T) {
 			b := newBox(t)
 			b.policy(e.policy(e.Uplink(), allowed...))
@@ -221,10 +221,13 @@ func TestNetAttackBeforeTheStart(t *testing.T) {
 			if created.code != 0 {
 				t.Fatalf("create: %s", created)
 			}
-			if tc.dies == "worker" {
+			switch tc.dies {
+			case "worker":
 				kill(t, b.worker())
-			} else {
+			case "monitor":
 				kill(t, b.monitor())
+			default:
+				b.loseGateway()
 			}
 			started := b.start()
 			if (started.code == 0) != tc.starts {

@@ -537,6 +537,13 @@ func runs(pid int, arg string) bool {
 	return strings.HasSuffix(string(line), "\x00"+arg+"\x00")
 }
 
+// loseGateway kills the gateway, and has it that nobody can start it again.
+func (b *box) loseGateway() {
+	b.t.Helper()
+	kill(b.t, b.worker(), b.monitor())
+	b.must(os.Remove(filepath.Join(b.gatewayDir(), "attach.json")))
+}
+
 // children are the processes that pid has started.
 func children(pid int) []int {
 	var pids []int
@@ -741,7 +748,7 @@ func (b *box) leftovers() (left []string) {
 	for _, dir := range []string{"run", "root"} {
 		entries, _ := os.ReadDir(b.path(dir))
 		for _, e := range entries {
-			if b.pod && !strings.HasPrefix(e.Name(), b.id+".") {
+			if b.pod && !strings.HasPrefix(e.Name(), b.id+".") || e.Name() == "lock" {
 				continue
 			}
 			left = append(left, "state "+b.path(dir)+"/"+e.Name())

@@ -124,7 +124,7 @@ func testStartRefuses(t *testing.T) {
 		spoil func(b *box)
 		says  string
 	}{
-		{"the gateway is dead", func(b *box) { kill(b.t, b.worker(), b.monitor()) }, "gateway"},
+		{"the gateway is dead, and cannot be started again", func(b *box) { b.loseGateway() }, "gateway"},
 		{"the state is gone", func(b *box) { b.must(os.Remove(filepath.Join(b.stateDir(), "sandbox.json"))) }, "sandbox.json"},
 		{"the fence is gone", func(b *box) { b.flushFence() }, "fence"},
 		{"somebody plugs in a cable that the policy does not want", func(b *box) { b.plug("eth0") }, "eth0"},

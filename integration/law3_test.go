@@ -174,7 +174,7 @@ func testExecAfterASwap(t *testing.T) {
 	}
 }
 
-// With the gateway gone its copy of the rules is gone: they are made anew, as
+// With the gateway gone for good its copy of the rules is gone: they are made anew, as
 // they were. Nothing leaves, and what exec starts may do no more than what runs.
 func testExecWithoutGateway(t *testing.T) {
 	for _, user := range []string{"root", "uid 1000"} {
@@ -185,7 +185,7 @@ func testExecWithoutGateway(t *testing.T) {
 			}
 			b.policy("filesystem: {read_write: [/sandbox, /tmp], read_only: [/sandbox/kept/], deny: [/opt/app]}\negress: {rules: []}\n")
 			main := b.up()
-			kill(t, b.worker(), b.monitor())
+			b.loseGateway()
 			for _, k := range []*talk{main, b.exec()} {
 				for _, l := range layers {
 					if l.layer != "gateway" {
@@ -218,7 +218,7 @@ func testExecWithoutGatewayAfterASwap(t *testing.T) {
 			b := newBox(t)
 			b.policy("filesystem: {read_write: [/sandbox/work, /tmp], image: strict}\negress: {rules: []}\n")
 			b.up()
-			kill(t, b.worker(), b.monitor())
+			b.loseGateway()
 			work := filepath.Join(b.rootfs(), "sandbox/work")
 			b.must(os.Rename(work, work+".old"))
 			b.must(test.swap(work, filepath.Join(b.rootfs(), "root")))
@@ -235,7 +235,7 @@ func testExecWithoutGatewayUnsealed(t *testing.T) {
 	b := newBox(t)
 	b.up()
 	pid := b.initPID()
-	kill(t, b.worker(), b.monitor())
+	b.loseGateway()
 	plug := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "ip", "link", "add", "cable", "type", "veth", "peer", "name", "end")
 	if out, err := plug.CombinedOutput(); err != nil {
 		lacking(t, "cannot make a cable: %v: %s", err, out)

@@ -134,6 +134,11 @@ type attached struct {
 
 // create is the whole of DESIGN's create. Whatever fails, nothing is left.
 func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, err error) {
+	unlock, err := r.lock(id)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	n := &newborn{id: id, root: r.Root, dir: r.Dir(id)}
 	var undo undoing
 	defer func() {
@@ -175,6 +180,12 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	}
 	n.process.Init = true
 	program := n.spec.Process.Args
+	swept := make(chan struct{})
+	go func() { // while init is being set up
+		defer close(swept)
+		_, _ = r.Sweep() // what it could not do, the next one may
+	}()
+	defer func() { <-swept }()
 	if !n.chosen.Unconfined {
 		ruleset, err := newRuleset(n.host.LandlockABI, n.scopes)
 		if err != nil {

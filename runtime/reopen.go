@@ -22,6 +22,7 @@ func (r *Runtime) ruleset(id string, pid int, root *containerRoot, stored *confi
 	if err == nil {
 		return kept, nil
 	}
+	_, _ = r.repair(id) // if it cannot be, the network stays shut, and that is checked
 	inner, nerr := hooks.OpenNetns(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if nerr != nil {
 		return nil, fmt.Errorf("cannot exec in container %s: its init is gone: %s", id, hideENOENT(nerr))

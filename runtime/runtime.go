@@ -150,22 +150,26 @@ func (r *Runtime) Start(id string) error {
 }
 
 // release opens the last gate: the namespace is sealed and verified, the
-// gateway decides, and only then init's fifo is opened.
+// gateway decides, and only then init's fifo is opened. A gateway that was lost
+// since create is started again.
 func (r *Runtime) release(id string, ctr *libcontainer.Container) error {
+	unlock, err := r.lock(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	s, _, p, err := r.sandbox(id)
 	if err != nil {
 		return err
 	}
 	if !p.Unconfined {
-		inner, err := hooks.OpenNetns(fmt.Sprintf("/proc/%d/ns/net", s.InitPID))
+		inner, err := r.innerOf(id, s)
 		if err != nil {
-			return fmt.Errorf("cannot start container %s: its init is gone: %s", id, hideENOENT(err))
+			return fmt.Errorf("cannot start %w", err)
 		}
 		defer inner.Close()
-		// Asked behind the open: another process that has init's pid by now
-		// has another namespace, which is none of ours to seal.
-		if start, err := control.StartTime(s.InitPID); err != nil || start != s.InitStart {
-			return fmt.Errorf("cannot start container %s: its init is gone", id)
+		if _, err := hooks.Revive(r.Gateway, r.Dir(id)); err != nil {
+			return fmt.Errorf("cannot start container %s: %w", id, err)
 		}
 		if err := hooks.Release(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
 			return fmt.Errorf("cannot start container %s: network: %w", id, err)
@@ -182,6 +186,11 @@ func (r *Runtime) release(id string, ctr *libcontainer.Container) error {
 // A container that is not there is libcontainer.ErrNotExist, after what was
 // left of it is removed.
 func (r *Runtime) Delete(id string, force bool) error {
+	unlock, err := r.lock(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ctr, err := r.Load(id)
 	if errors.Is(err, libcontainer.ErrNotExist) {
 		if filepath.Base(id) == id && id != "." && id != ".." {

@@ -143,6 +143,36 @@ var deleteCommand = &cli.Command{
 	}),
 }
 
+var repairCommand = &cli.Command{
+	Name:      "repair",
+	Usage:     "start the gateway of a container again that was lost, or sweep away what dead sandboxes left",
+	ArgsUsage: "[CONTAINER]",
+	Action: func(c *cli.Context) error {
+		if err := wants(c, 0, 1); err != nil {
+			return err
+		}
+		r, err := engine(c)
+		if err != nil {
+			return err
+		}
+		if !c.Args().Present() {
+			gone, err := r.Sweep()
+			for _, name := range gone {
+				fmt.Fprintf(c.App.Writer, "removed what was left of %s\n", name)
+			}
+			return err
+		}
+		id := c.Args().First()
+		lost, err := r.Repair(id)
+		if err == nil && lost {
+			fmt.Fprintf(c.App.Writer, "the gateway of %s is started again\n", id)
+		} else if err == nil {
+			fmt.Fprintf(c.App.Writer, "the gateway of %s lives\n", id)
+		}
+		return err
+	},
+}
+
 var pauseCommand = &cli.Command{
 	Name:      "pause",
 	Usage:     "stop all processes of a container where they are",

@@ -113,7 +113,7 @@ what this machine can do and "nemoclaw check" for what a policy says.`,
 		Commands: []*cli.Command{
 			createCommand, runCommand, startCommand, execCommand, killCommand, deleteCommand,
 			pauseCommand, resumeCommand, updateCommand, stateCommand, listCommand, psCommand, specCommand, featuresCommand,
-			checkCommand, doctorCommand,
+			checkCommand, doctorCommand, repairCommand,
 		},
 	}
 	for _, c := range app.Commands {

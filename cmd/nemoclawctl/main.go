@@ -96,7 +96,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Commands: []*cli.Command{
 			listCommand, statusCommand, logCommand, eventsCommand, metricsCommand,
 			pendingCommand, approveCommand, denyCommand, grantsCommand, revokeCommand,
-			policyCommand, reloadCommand, auditCommand, setupCommand, completionCommand,
+			policyCommand, reloadCommand, repairCommand, auditCommand, setupCommand, completionCommand,
 		},
 	}
 	prepare(app.Commands)

@@ -68,7 +68,9 @@ type Box struct {
 // ruleset, as in Commit.
 type Join struct {
 	Box
-	InitPID    int      `json:"init_pid"` // in the monitor's pid namespace
+	InitPID int `json:"init_pid"` // in the monitor's pid namespace
+	// Again: a monitor before this one has taken the container in.
+	Again      bool     `json:"again,omitempty"`
 	PolicyName string   `json:"policy_name"`
 	PolicyFile string   `json:"policy_file"`
 	Policy     []byte   `json:"policy"`
@@ -82,8 +84,12 @@ type Leave struct{ Box }
 // pidfd, then the filled Landlock ruleset, which every confined container has.
 // A monitor that got none hands none out, and exec makes the rules anew.
 type Commit struct {
-	InitPID int      `json:"init_pid"` // in the monitor's pid namespace
-	Notes   []string `json:"notes,omitempty"`
+	InitPID int `json:"init_pid"` // in the monitor's pid namespace
+	// Again is set for a monitor that takes the place of one that was lost: it
+	// serves the container Box, which need not be the one that brought the
+	// gateway up.
+	Again *Box     `json:"again,omitempty"`
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Started says that the program is about to run.

@@ -129,6 +129,19 @@ func GatewayDirs(runDir string, netns uint64) ([]string, error) {
 	return found, nil
 }
 
+// CutGateway takes a gateway's directory's name apart: it returns the name of the
+// directory of the container that brought it up, or ok false for another name.
+func CutGateway(name string) (container string, ok bool) {
+	i := strings.LastIndex(name, gatewayMark)
+	if i < 0 {
+		return "", false
+	}
+	if _, err := strconv.ParseUint(name[i+len(gatewayMark):], 10, 64); err != nil {
+		return "", false
+	}
+	return name[:i], true
+}
+
 // ReadAttach reads what the gateway of the directory gateway was told at its
 // start.
 func ReadAttach(gateway string) (*Attach, error) {

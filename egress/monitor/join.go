@@ -24,6 +24,9 @@ func (m *Monitor) join(j *control.Join, files []*os.File) error {
 	if err := m.sameNamespace(files[0], j.InitPID); err != nil {
 		return err
 	}
+	if j.Again {
+		return m.enter(&member{Box: j.Box, pid: j.InitPID, pidfd: files[1]})
+	}
 	if j.PolicyFile != "" && j.PolicyFile == m.attached.PolicyFile {
 		_, _ = m.reload() // it may have been saved a moment ago; what is not in force differs
 	}

@@ -290,11 +290,26 @@ func (m *Monitor) commit(c *control.Commit, files []*os.File) error {
 	if err := m.noteAll(m.attached.ID, c.Notes); err != nil {
 		return err
 	}
+	if c.Again != nil {
+		return m.commitAgain(c, files)
+	}
 	first := &member{Box: control.Box{ID: m.attached.ID, Root: m.attached.Root}, pid: c.InitPID, pidfd: files[0]}
 	if len(files) == 2 {
 		first.ruleset = files[1]
 	}
 	return m.enter(first)
+}
+
+// commitAgain takes the place of a monitor that was lost. The policy may have
+// been changed since.
+func (m *Monitor) commitAgain(c *control.Commit, files []*os.File) error {
+	if len(files) != 1 {
+		return errors.New("cannot commit: a ruleset cannot come a second time")
+	}
+	if m.attached.PolicyFile != "" {
+		_, _ = m.reload() // its fault shows in Status and in the log
+	}
+	return m.enter(&member{Box: *c.Again, pid: c.InitPID, pidfd: files[0]})
 }
 
 // noteAll writes notes about the container id.
