@@ -38,14 +38,22 @@ func survivors(gateway string) ([]survivor, error) {
 	return found, nil
 }
 
-// answers reports whether the monitor of a gateway's directory does.
+// answers reports whether the monitor of a gateway's directory does. That
+// somebody listens is not enough: a process that the monitor was about to start
+// when it was killed does, until it becomes another program.
 func answers(gateway string) bool {
 	conn, err := control.DialRuntime(gateway)
 	if err != nil {
 		return false
 	}
-	conn.Close()
-	return true
+	defer conn.Close()
+	if err := conn.Send(control.ToMonitor{Ruleset: new(control.Ruleset)}); err != nil {
+		return false
+	}
+	var answer control.FromMonitor
+	files, err := conn.Recv(&answer)
+	control.CloseAll(files)
+	return err == nil // even if it is that no such container is known
 }
 
 // Revive starts a monitor in the place of one that was lost, for the containers
