@@ -198,8 +198,8 @@ func (c *census) sum() {
 	if c.kernel == nil {
 		c.seccomp.Active = where + ": two filters or more"
 		c.seccomp.Verified = "/proc/PID/status of every thread: modes and numbers, not the instructions"
-		c.seccomp.hide("the filters' instructions: %v", c.prover.blind)
-		c.landlock.hide("the domains: %v; where the second filter is loaded, the launcher was denied its canary before", c.prover.blind)
+		c.seccomp.hide("the filters' instructions: %v; %s", c.prover.blind, toSee)
+		c.landlock.hide("the domains: %v; %s. Where the second filter is loaded the launcher was denied its canary before", c.prover.blind, toSee)
 		return
 	}
 	c.seccomp.Active = fmt.Sprintf("%s: the engine's filter, sha256 %s, and ours above it", where, strings.Join(slices.Sorted(maps.Keys(c.hashes)), " "))
@@ -210,6 +210,9 @@ func (c *census) sum() {
 	}
 	c.landlock.Verified = "every thread's domain read in the kernel, each rule compared with what create stored, after a domain of known content was read the same way"
 }
+
+// toSee is what it takes to look into the kernel.
+const toSee = "it takes root with CAP_BPF and CAP_PERFMON, and a kernel with /sys/kernel/btf/vmlinux that is not locked down for confidentiality"
 
 func numbers(set map[int]bool) string {
 	var words []string
