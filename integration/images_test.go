@@ -70,6 +70,14 @@ var images = []image{
 			script("a temporary file by mktemp", `f=$(mktemp); echo kept >$f; cat $f; rm $f`, "kept\n"),
 		},
 	}, {
+		name: "an agent in a home", lay: (*box).agent, path: "/root/.local/bin:/home/node/.npm-global/bin:" + usualPath, idle: []string{"/bin/sleep", "1000"},
+		errands: []errand{
+			{"by its name in the path", []string{"agent", "hello"}, "hello, its data\n"},
+			{"from another home in the path", []string{"start"}, "started\n"},
+			{"by a script in the top directory", []string{"/entrypoint.sh", "echo", "told"}, "told\n"},
+			script("and the rest of the homes", `cat /root/.netrc /home/node/.netrc 2>&1 | grep -c denied; ls /root 2>&1 | grep -c denied`, "2\n1\n"),
+		},
+	}, {
 		name: "alpine", lay: (*box).alpine, path: usualPath, idle: []string{"/bin/sleep", "1000"},
 		errands: []errand{
 			{"a program that is linked with musl", []string{"/usr/bin/greet"}, "threads 4\nfrom a shell\n127.0.0.1\n"},
@@ -290,7 +298,7 @@ func (b *box) atTerminal(cmd *exec.Cmd) result {
 	defer alarm.Stop()
 	shown, _ := io.ReadAll(terminal) // EIO once nobody has the other end
 	_ = cmd.Wait()                   // its exit code tells
-	return result{stdout: strings.ReplaceAll(string(shown), "\r\n", "\n"), code: cmd.ProcessState.ExitCode()}
+	return result{stdout: strings.ReplaceAll(string(shown), "\r", ""), code: cmd.ProcessState.ExitCode()}
 }
 
 // A terminal's size is the program's from the start, and its changes reach the
@@ -356,13 +364,13 @@ func (b *box) emptied() {
 	b.must(os.MkdirAll(b.rootfs(), 0o755))
 }
 
-// lay writes files into the box's image; those below a directory bin may be
-// executed.
+// lay writes files into the box's image; scripts, and what lies below a directory
+// bin, may be executed.
 func (b *box) lay(files map[string]string) {
 	b.t.Helper()
 	for name, text := range files {
 		file, mode := filepath.Join(b.rootfs(), name), os.FileMode(0o644)
-		if strings.Contains(name, "bin/") || name == "probe" {
+		if strings.Contains(name, "bin/") || name == "probe" || strings.HasPrefix(text, "#!") {
 			mode = 0o755
 		}
 		b.must(os.MkdirAll(filepath.Dir(file), 0o755))
@@ -402,6 +410,17 @@ func (b *box) busybox() {
 			b.must(os.Symlink("busybox", filepath.Join(b.rootfs(), "bin", name)))
 		}
 	}
+}
+
+// agent is busybox with programs that their makers installed in homes, and
+// secrets beside them.
+func (b *box) agent() {
+	b.t.Helper()
+	b.busybox()
+	b.lay(map[string]string{
+		"root/.local/bin/agent": "#!/bin/sh\necho \"$1, $(cat /root/.local/bin/data)\"\n", "root/.local/bin/data": "its data\n", "root/.netrc": "a secret\n",
+		"home/node/.npm-global/bin/start": "#!/bin/sh\necho started\n", "home/node/.netrc": "a secret\n", "entrypoint.sh": "#!/bin/sh\nexec \"$@\"\n",
+	})
 }
 
 // alpine is busybox and musl in the places that Alpine has for them, and a
