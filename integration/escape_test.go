@@ -13,8 +13,9 @@ import (
 	"nemoclaw/integration/escape"
 )
 
-// enough is how many attempts there are at least.
-const enough = 400
+// enough is how many attempts there are at least, and enoughOfAKind in each
+// group: none is lost unseen.
+const enough, enoughOfAKind = 400, 15
 
 // TestEscapes tries every way out that was found so far, in the first process
 // and in exec, as root with what Docker grants and as uid 1000. What proves that
@@ -26,6 +27,11 @@ func TestEscapes(t *testing.T) {
 	}
 	if n := escape.Count(); n < enough {
 		t.Errorf("there are %d attempts, which were %d", n, enough)
+	}
+	for _, g := range escape.Groups {
+		if len(g.Attempts) < enoughOfAKind || len(g.Controls) == 0 {
+			t.Errorf("%s: there are %d attempts and %d controls", g.Name, len(g.Attempts), len(g.Controls))
+		}
 	}
 	var free []map[int]string
 	for _, capabilities := range [][]string{dockerCapabilities, privileged} {
