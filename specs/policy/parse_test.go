@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"nemoclaw/specs/seccomp"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/err/*.err from the actual faults")
@@ -370,4 +372,33 @@ func prefixes(list ...string) []netip.Prefix {
 
 func told(err error, text string) bool {
 	return err != nil && strings.Contains(err.Error(), text)
+}
+
+// FuzzSystemCalls: what a policy may say of system calls compiles to a filter
+// that does it: words that mean nothing have no place in a policy that parses.
+func FuzzSystemCalls(f *testing.F) {
+	for _, seed := range [][2]string{{"mkdirat", "ptrace"}, {"kcmp", "group:debugging"}, {"", "group:keyrings"}, {"group:sockets", "socket"}, {"execve", "read"}, {"PTRACE", "group:"}} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, deny, allow string) {
+		p, err := Parse("p.yaml", fmt.Appendf(nil, "egress: {rules: []}\nseccomp: {deny: [%q], allow: [%q]}\n", deny, allow))
+		if err != nil {
+			return
+		}
+		denials, err := seccomp.Denials([]string{p.Seccomp.Deny[0].Name}, []string{p.Seccomp.Allow[0].Name}, nil)
+		if err != nil {
+			t.Fatalf("deny %q, allow %q: %v", deny, allow, err)
+		}
+		if _, err := seccomp.Compile(denials); err != nil {
+			t.Fatal(err)
+		}
+		if last := denials[len(denials)-1]; last.Call != p.Seccomp.Deny[0].Name || len(last.If) > 0 {
+			t.Errorf("deny %q is not in force: %v", deny, last)
+		}
+		for _, d := range denials[:len(denials)-1] {
+			if d.Call == p.Seccomp.Allow[0].Name {
+				t.Errorf("allow %q is not in force: %v", allow, d)
+			}
+		}
+	})
 }

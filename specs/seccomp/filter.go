@@ -247,6 +247,9 @@ func (a *assembler) denial(d Denial) []unix.SockFilter {
 // test falls through if t holds and else jumps over the rest instructions that
 // follow it.
 func (a *assembler) test(t Test, rest int) []unix.SockFilter {
+	if len(t.Values) == 0 || t.Arg < 0 || t.Arg > 5 {
+		a.err = fmt.Errorf("cannot compile the filter: a test of argument %d compares with %d values", t.Arg, len(t.Values))
+	}
 	code := []unix.SockFilter{stmt(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, offArgs+8*uint32(t.Arg))}
 	if t.Mask != 0 {
 		code = append(code, stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, t.Mask))

@@ -82,6 +82,77 @@ func FuzzTwoFilters(f *testing.F) {
 	}
 }
 
+// FuzzCompile: the filter answers as the denials read: the first that fits, of
+// those of the call; and allows everything else.
+func FuzzCompile(f *testing.F) {
+	for seed := range uint64(200) {
+		f.Add(seedBytes(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := &choices{data: data}
+		var denials []Denial
+		for range c.below(20) {
+			denials = append(denials, c.denial())
+		}
+		filter, err := Compile(denials)
+		if err != nil {
+			t.Fatalf("%v: %v", err, denials)
+		}
+		if len(filter) > maxInsns {
+			t.Fatalf("%d instructions", len(filter))
+		}
+		m := machine(t, filter)
+		for _, name := range callPool {
+			nr, ok := numbers[name]
+			if !ok {
+				continue
+			}
+			for range 8 {
+				q := question{arch: auditArch, nr: nr}
+				for i := range q.args {
+					q.args[i] = choose(c, edges)
+				}
+				if got, want := m.answer(t, q), meant(denials, name, q.args); got != want {
+					t.Fatalf("%v: %s, want %s by %v", q, say(got), say(want), denials)
+				}
+			}
+		}
+		again, err := Compile(denials)
+		if err != nil || !slices.Equal(again, filter) {
+			t.Fatalf("compiled again it is another filter, %v", err)
+		}
+	})
+}
+
+// denial is any one that Compile takes.
+func (c *choices) denial() Denial {
+	d := Denial{Call: choose(c, callPool), Errno: choose(c, []unix.Errno{unix.EPERM, unix.ENOSYS, 300})}
+	for range c.below(4) {
+		test := Test{Arg: c.below(6), In: c.below(2) == 0, Mask: uint32(choose(c, edges))}
+		for range 1 + c.below(6) {
+			test.Values = append(test.Values, uint32(choose(c, edges)))
+		}
+		d.If = append(d.If, test)
+	}
+	return d
+}
+
+// meant is what denials say of a call, read as their documentation reads.
+func meant(denials []Denial, call string, args [6]uint64) uint32 {
+	for _, d := range denials {
+		if d.Call == call && !slices.ContainsFunc(d.If, func(test Test) bool {
+			v := uint32(args[test.Arg])
+			if test.Mask != 0 {
+				v &= test.Mask
+			}
+			return slices.Contains(test.Values, v) != test.In
+		}) {
+			return errno(d.Errno)
+		}
+	}
+	return unix.SECCOMP_RET_ALLOW
+}
+
 // unheardOf reports whether nr is no call that libseccomp 2.5 knows by name, so
 // that it cannot be told to answer ENOSYS: numbers in gaps of the table, and the
 // calls that the kernel puts into programs that the host probes, which pass by
