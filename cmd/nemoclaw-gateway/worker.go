@@ -66,7 +66,7 @@ func confine(filter func(pid int) ([]unix.SockFilter, error), readable ...string
 	}
 	abi, err := ll.LandlockGetABIVersion()
 	if err != nil || abi < minLandlock {
-		return errors.Join(fmt.Errorf("Landlock ABI %d is needed, this kernel has %d", minLandlock, abi), err)
+		return errors.Join(fmt.Errorf("this kernel has Landlock ABI %d, and %d is needed", abi, minLandlock), err)
 	}
 	// All rights of the file system that this kernel knows, and no rule but to
 	// read: nothing else can be opened. The ABI has been checked, so "best effort" only
