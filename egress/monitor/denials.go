@@ -67,6 +67,7 @@ type observer struct {
 	before  uint32 // records that the kernel had lost when we began
 	counted uint32 // those it lost since, as far as they were told
 	seen    control.Denials
+	unsaid  int // of seen.Missed, what no line of the log tells yet
 }
 
 // observe begins to listen for the denials of a container.

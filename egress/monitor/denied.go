@@ -29,12 +29,9 @@ func (m *Monitor) denied(o *observer, t *control.Told) {
 			more += n
 		}
 	}
-	lost := t.Lost
-	if more+t.Lost > 0 {
-		lost += o.lost()
-	}
-	if lost > 0 {
-		lines = append(lines, missed(o.box.ID, lost))
+	if more+t.Lost > 0 { // the reader says so less and less often
+		o.miss(t.Lost)
+		lines = append(lines, o.unsaidLine()...)
 	}
 	if len(lines) > 0 && m.log.Append(lines...) != nil {
 		return
@@ -43,7 +40,6 @@ func (m *Monitor) denied(o *observer, t *control.Told) {
 	defer o.mu.Unlock()
 	o.seen.Recorded += len(t.Denials)
 	o.seen.Folded += more
-	o.seen.Missed += lost
 	o.seen.Unknown += t.Unknown
 }
 
@@ -64,16 +60,34 @@ func missed(id string, n int) audit.Entry {
 	return c
 }
 
-// noteLost counts what the kernel has lost, also while nothing of this
-// container's arrived.
-func (m *Monitor) noteLost(o *observer) {
-	n := o.lost()
-	if n == 0 || m.log.Append(missed(o.box.ID, n)) != nil {
-		return
-	}
+// miss counts what the reader lost, and what the kernel has lost since it was
+// asked last.
+func (o *observer) miss(n int) {
+	n += o.lost()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.seen.Missed += n
+	o.unsaid += n
+}
+
+// unsaidLine is the line about what was missed since there was one.
+func (o *observer) unsaidLine() []audit.Entry {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.unsaid == 0 {
+		return nil
+	}
+	line := missed(o.box.ID, o.unsaid)
+	o.unsaid = 0
+	return []audit.Entry{line}
+}
+
+// noteLost writes down, at the end, what was missed and not yet said.
+func (m *Monitor) noteLost(o *observer) {
+	o.miss(0)
+	if line := o.unsaidLine(); line != nil {
+		_ = m.log.Append(line...) // its fault shows in Status
+	}
 }
 
 // denial makes the line of a denial. A layer that is none is written as the
@@ -153,7 +167,7 @@ func (m *Monitor) observable() control.Denials {
 	d.Landlock, d.Seccomp = control.Observable, control.Observable
 	fault := errors.New("this gateway has no reader")
 	for _, o := range list {
-		m.noteLost(o)
+		o.miss(0)
 		d = sum(d, o.counts())
 		o.mu.Lock()
 		fault = o.fault
