@@ -276,6 +276,21 @@ func readersOf(boxes ...*box) (readers []int) {
 	return readers
 }
 
+// shareRun gives both boxes the second one's run directory, until the end of the
+// test: both containers end before either box looks what is left.
+func shareRun(b [2]*box) {
+	own, shared := b[0].path("run"), b[1].path("run")
+	b[0].must(os.Remove(own))
+	b[0].must(os.Symlink(shared, own))
+	b[0].t.Cleanup(func() {
+		for _, b := range b {
+			b.nemoclaw(nil, "delete", "--force", b.id)
+		}
+		b[0].must(os.Remove(own))
+		b[0].must(os.Mkdir(own, 0o755))
+	})
+}
+
 // insist has a program try until its denial is in the log, and returns how often
 // that was.
 func insist(b *box, k *talk, verb, what string) (tries int) {
@@ -301,8 +316,7 @@ func insist(b *box, k *talk, verb, what string) (tries int) {
 func TestDenialsNeverMix(t *testing.T) {
 	board := auditing(t)
 	b := [2]*box{newBox(t), newBox(t)}
-	b[0].must(os.Remove(b[0].path("run"))) // both have the second one's run directory
-	b[0].must(os.Symlink(b[1].path("run"), b[0].path("run")))
+	shareRun(b)
 	board.on(b[0])
 	var talks [2][2]*talk
 	for i := range b {
@@ -359,9 +373,6 @@ func TestDenialsNeverMix(t *testing.T) {
 	}
 	try()
 	check(2)
-	for i := range b { // before either is asked what it left behind
-		b[i].nemoclaw(nil, "delete", "--force", b[i].id)
-	}
 }
 
 // Denials of layer 2 are seen on a machine whose kernel auditing nobody turned
@@ -435,8 +446,7 @@ func TestFloodOfDenials(t *testing.T) {
 	const times = 100_000
 	board := auditing(t)
 	b := [2]*box{newBox(t), newBox(t)}
-	b[0].must(os.Remove(b[0].path("run")))
-	b[0].must(os.Symlink(b[1].path("run"), b[0].path("run")))
+	shareRun(b)
 	board.on(b[0])
 	beside, err := kaudit.Open()
 	if err != nil {
@@ -477,5 +487,4 @@ func TestFloodOfDenials(t *testing.T) {
 	if fi, err := os.Stat(b[0].auditFile()); err != nil || fi.Size() > 200<<10 {
 		t.Errorf("the log has grown to %d bytes (%v)", fi.Size(), err)
 	}
-	b[1].nemoclaw(nil, "delete", "--force", b[1].id)
 }
