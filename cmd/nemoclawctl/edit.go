@@ -46,9 +46,15 @@ func editable(file string) (string, error) {
 		return "", fmt.Errorf("cannot change the policy: %w", err)
 	}
 	if _, err := os.Lstat(filepath.Join(filepath.Dir(file), "..data")); err == nil && real != file {
-		return "", fmt.Errorf("cannot change the policy: %s is part of a ConfigMap or Secret", file)
+		return "", clusters{fmt.Errorf("cannot change the policy: %s is part of a ConfigMap or Secret", file), filepath.Base(file)}
 	}
 	return real, nil
+}
+
+// clusters is why a file is not ours to change.
+type clusters struct {
+	error
+	key string // of the ConfigMap: the file's name
 }
 
 // withSnippet tells what to write where we cannot.
@@ -56,6 +62,9 @@ func withSnippet(err error, host string, port uint16) error {
 	snippet := fmt.Sprintf("add below egress.rules, where the file comes from:\n  - host: %s\n    port: %d", host, port)
 	if _, perr := netip.ParseAddr(host); perr == nil {
 		snippet = strings.Replace(snippet, "host: ", "cidr: ", 1)
+	}
+	if c, ok := errors.AsType[clusters](err); ok {
+		snippet += fmt.Sprintf("\nsuch as by: kubectl edit configmap NAME   # its key %s; it is in force here when the kubelet has brought it", c.key)
 	}
 	return hinted{err, snippet}
 }
@@ -66,11 +75,22 @@ func replace(file string, src, out []byte) error {
 	if err != nil {
 		return err
 	}
+	return swap(file, before, src, out)
+}
+
+// errOther is why a file is left alone.
+var errOther = errors.New("somebody else has changed it meanwhile")
+
+// swap replaces a file that is still the one of before, and holds src. The two
+// change places at once (renameat2(2), RENAME_EXCHANGE), so that what was there
+// can be looked at when nobody can write a third; where that is not possible it
+// is looked at just before.
+func swap(file string, before fs.FileInfo, src, out []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".policy-*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name()) // after the rename there is none
+	defer os.Remove(tmp.Name())
 	err = fill(tmp, out, before)
 	if cerr := tmp.Close(); err == nil {
 		err = cerr
@@ -78,17 +98,30 @@ func replace(file string, src, out []byte) error {
 	if err != nil {
 		return err
 	}
-	now, err := os.ReadFile(file)
+	if !unchanged(file, before, src) {
+		return errOther
+	}
+	err = unix.Renameat2(unix.AT_FDCWD, tmp.Name(), unix.AT_FDCWD, file, unix.RENAME_EXCHANGE)
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS): // not on this file system
+		err = os.Rename(tmp.Name(), file)
+	case err == nil && !unchanged(tmp.Name(), before, src):
+		return errors.Join(errOther, unix.Renameat2(unix.AT_FDCWD, tmp.Name(), unix.AT_FDCWD, file, unix.RENAME_EXCHANGE))
+	}
 	if err != nil {
 		return err
 	}
-	if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) || !bytes.Equal(now, src) {
-		return errors.New("somebody else has changed it meanwhile")
-	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
-		return err
-	}
 	return syncDir(filepath.Dir(file))
+}
+
+// unchanged tells whether a file is still the one of before, and holds src.
+func unchanged(file string, before fs.FileInfo, src []byte) bool {
+	now, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	after, err := os.Stat(file)
+	return err == nil && os.SameFile(before, after) && bytes.Equal(now, src)
 }
 
 // fill writes out to f, with the mode and the owner of before.
