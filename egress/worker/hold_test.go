@@ -97,6 +97,14 @@ func TestCountedGrant(t *testing.T) {
 	}
 }
 
+// A grant that is used up is as if there were none: who comes then waits.
+func TestUsedUpGrantHolds(t *testing.T) {
+	sb := newSandbox(t, holding)
+	sb.apply(holding, control.Grant{ID: 7, Host: "db.example.com", Port: 5432, Allow: true, Counted: true})
+	sb.dial("db.example.com", 5432)
+	sb.wantRecords("hold tcp db.example.com:5432 not-listed")
+}
+
 // An approval of one connection that waits is its alone.
 func TestOnceIsForWhoWaits(t *testing.T) {
 	sb := newSandbox(t, holding)

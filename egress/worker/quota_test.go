@@ -129,6 +129,22 @@ func TestMaxUpload(t *testing.T) {
 	}
 }
 
+// It holds as well where the kernel would move the bytes by itself.
+func TestMaxUploadOfMuch(t *testing.T) {
+	const size = 2 * spliceAfter
+	sb := newSandbox(t, rule(fmt.Sprintf("max_upload: %d", size)))
+	got := make(chan int64, 1)
+	sb.serve("db.example.com", "93.184.216.34:5432", func(c *net.TCPConn) {
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	})
+	c := sb.dial("db.example.com", 5432)
+	c.Write(make([]byte, 2*size))
+	if n := <-got; n > size {
+		t.Errorf("%d bytes reached the server, %d may", n, size)
+	}
+}
+
 // What a program may send it can send to the last byte, in both directions at
 // once and far beyond the size of a buffer.
 func TestMaxUploadIsReached(t *testing.T) {

@@ -165,6 +165,7 @@ func TestConditions(t *testing.T) {
 		{"/opt/a/b/bin/python3", "git.example.org", "", WrongProgram, "", false},
 		// What was removed or lies in memory is no program of the image.
 		{"/usr/bin/git (deleted)", "git.example.org", "", WrongProgram, "", false},
+		{"/usr/lib/git-core/git (deleted)", "git.example.org", "", WrongProgram, "", false},
 		{"/memfd:git (deleted)", "git.example.org", "", WrongProgram, "", false},
 		{"git", "git.example.org", "", WrongProgram, "", false},
 		// An unknown owner satisfies no such rule, and is worth asking for.
