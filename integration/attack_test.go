@@ -201,8 +201,9 @@ func TestAttackByFiles(t *testing.T) {
 			volume(b, "c", "/root/tools")
 			b.must(os.Symlink("/fresh", image(b, "alias")))
 			volume(b, "d", "/alias/data")
+			b.spec.Mounts = append(b.spec.Mounts, oci.Mount{Type: "bind", Source: b.path("a/file"), Destination: "/single", Options: []string{"rbind"}})
 			b.spec.Process.Env = []string{"PATH=/bin:/root/tools"}
-		}, table{"read /data/file": "EACCES", "read /deep/data/file": "EACCES", "read /root/tools/file": "EACCES", "read /fresh/data/file": "EACCES", "read /opt/app/text": "ok"}},
+		}, table{"read /data/file": "EACCES", "read /deep/data/file": "EACCES", "read /root/tools/file": "EACCES", "read /fresh/data/file": "EACCES", "read /single": "EACCES", "read /opt/app/text": "ok"}},
 		{"a working directory in a volume that no list grants", func(b *box) {
 			policy(b, "volumes: policy_only")
 			b.must(os.MkdirAll(b.path("v/below"), 0o755))
