@@ -43,6 +43,7 @@ type census struct {
 	landlock, seccomp, process Layer
 
 	kernel map[int]witness.Thread // by thread id; nil: the kernel cannot be looked into
+	blind  error                  // why
 	known  map[int]bool           // processes that were counted
 	tids   int
 	held   uint64          // capabilities that anybody holds
@@ -92,11 +93,12 @@ func (c *census) take() {
 
 // snapshot asks the kernel for all threads.
 func (c *census) snapshot() {
-	if c.prover.kernel == nil {
+	if c.blind = c.prover.blind; c.blind != nil {
 		return
 	}
 	all, err := c.prover.kernel.Threads()
 	if err != nil {
+		c.blind = err
 		return
 	}
 	c.kernel = make(map[int]witness.Thread, len(all))
@@ -151,7 +153,9 @@ func (c *census) thread(pid, tid int) {
 	}
 }
 
-// judge reads what confines t unless a thread with the same was judged.
+// judge reads what confines t unless a thread with the same was judged. What
+// changes while it is read is taken for a fault, and faults are looked at again;
+// to be taken for what create stored it would need the same content.
 func (c *census) judge(t witness.Thread) judged {
 	j := judged{Thread: t}
 	same := slices.IndexFunc(c.judged, func(o judged) bool { return o.SameDomain(t) })
@@ -198,8 +202,8 @@ func (c *census) sum() {
 	if c.kernel == nil {
 		c.seccomp.Active = where + ": two filters or more"
 		c.seccomp.Verified = "/proc/PID/status of every thread: modes and numbers, not the instructions"
-		c.seccomp.hide("the filters' instructions: %v; %s", c.prover.blind, toSee)
-		c.landlock.hide("the domains: %v; %s. Where the second filter is loaded the launcher was denied its canary before", c.prover.blind, toSee)
+		c.seccomp.hide("the filters' instructions: %v; %s", c.blind, toSee)
+		c.landlock.hide("the domains: %v; %s. Where the second filter is loaded the launcher was denied its canary before", c.blind, toSee)
 		return
 	}
 	c.seccomp.Active = fmt.Sprintf("%s: the engine's filter, sha256 %s, and ours above it", where, strings.Join(slices.Sorted(maps.Keys(c.hashes)), " "))

@@ -16,5 +16,5 @@
 // Where Landlock keeps its word among those of other security modules is not
 // described anywhere. A calibration finds it: a thread of ours enters a domain of
 // known content, and the witness is believed only once it has read that
-// content there, and nothing in a thread beside it.
+// content there, where there was nothing before.
 package witness
