@@ -488,3 +488,21 @@ func TestFloodOfDenials(t *testing.T) {
 		t.Errorf("the log has grown to %d bytes (%v)", fi.Size(), err)
 	}
 }
+
+// A monitor that was killed takes nothing with it: the one in its place knows
+// the domains that live, which the kernel describes only once.
+func TestDenialsAfterRepair(t *testing.T) {
+	board := auditing(t)
+	b := newBox(t)
+	board.on(b)
+	k := b.up()
+	k.want("EACCES", "read /root/secret")
+	b.awaitDenial("the first", func(d *denied) bool { return d.what() == "read_file /root/secret" })
+	kill(t, b.monitor())
+	if got := b.ctl("repair", b.id); got.code != 0 {
+		t.Fatalf("repair: %s", got)
+	}
+	insist(b, k, "read /mnt/secret", "read_file /mnt/secret")
+	b.exec().want("EACCES", "write /opt/app/text")
+	b.awaitDenial("an exec's", func(d *denied) bool { return d.what() == "write_file /opt/app/text" })
+}
