@@ -233,6 +233,9 @@ func (m *Monitor) openLog() error {
 	for _, n := range a.Notes {
 		lines = append(lines, m.change(audit.KindNote, n))
 	}
+	if m.rules.policy.Egress.Audit {
+		lines = append(lines, m.change(audit.KindNote, notEnforced))
+	}
 	return log.Append(lines...)
 }
 

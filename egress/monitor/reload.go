@@ -149,6 +149,9 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 	if err != nil {
 		text += ": " + err.Error()
 	}
+	if p.Egress.Audit {
+		text += "; " + notEnforced
+	}
 	if layers := otherLayers(created, p); len(layers) > 0 {
 		text += "; " + strings.Join(layers, ", ") + " changed: takes effect for new containers"
 	}
@@ -162,8 +165,14 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 	return control.Reloaded{Generation: generation, Changed: true, Cut: applied.Cut}, err
 }
 
+// notEnforced is what an auditor must know of such a policy.
+const notEnforced = "egress.enforce is audit: what no rule allows passes, and is recorded"
+
 // warnings are what is hardly meant in a policy, for Status.
 func warnings(p *policy.Policy, src []byte) (notes []string) {
+	if p.Egress.Audit {
+		notes = append(notes, "policy: "+notEnforced)
+	}
 	for _, w := range p.Warnings(src, time.Now()) {
 		notes = append(notes, "policy: "+clip(w.Error(), maxText))
 		if len(notes) == maxWarnings {

@@ -227,6 +227,28 @@ func TestOtherLayersNeedANewContainer(t *testing.T) {
 	}
 }
 
+// A policy that is not enforced is said to be so, where an auditor looks and
+// where an operator does; so is what is hardly meant.
+func TestNotEnforcedIsSaid(t *testing.T) {
+	s, w := up(t)
+	go w.apply()
+	s.save("egress:\n  enforce: audit\n  rules:\n    - {host: a.example.org, port: 443}\n    - {host: a.example.org, port: 443}\n")
+	s.awaitLine("policy generation 2", "egress.enforce is audit")
+	notes := strings.Join(s.status().Notes, "\n")
+	for _, want := range []string{"policy: egress.enforce is audit", "policy: " + s.policy + ":5:7: the rule a.example.org:443 is there twice"} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("the notes %q lack %q", notes, want)
+		}
+	}
+	fresh := newSandbox(t)
+	fresh.save("egress: {enforce: audit, rules: []}\n")
+	if a := fresh.attach(); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	fresh.worker().apply()
+	fresh.awaitLine(`"kind":"note"`, "egress.enforce is audit")
+}
+
 func TestOtherLayers(t *testing.T) {
 	base := "filesystem:\n  read_only: [/usr]\negress: {rules: []}\n"
 	for _, c := range []struct{ src, want string }{
