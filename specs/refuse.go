@@ -155,8 +155,8 @@ type Refusal struct{ Why, Hint string }
 func (r *Refusal) Error() string { return r.Why }
 
 // sensitive are places whose mount would give away the host; a volume that is
-// one of them or contains one is refused, and of the trees also what lies in
-// them: sockets that appear later, and the kernel's own files, which a program
+// one of them is refused (only the root contains any), and of the trees also what
+// lies in them: sockets that appear later, and the kernel's own files, which a program
 // with the user id 0 may write without any capability.
 var (
 	sensitive      = []string{"/", "/etc", "/root", "/home", "/run", "/dev", "/proc", "/sys", "/boot"}
@@ -205,13 +205,8 @@ func guard(v Volume) string {
 	case Device:
 		return "it is a device"
 	}
-	for _, s := range sensitive {
-		switch {
-		case s == at:
-			return "it holds the host's own files"
-		case within(s, at):
-			return "it contains " + s
-		}
+	if slices.Contains(sensitive, at) {
+		return "it holds the host's own files"
 	}
 	for _, s := range sensitiveTrees {
 		if within(at, s) && !isHandedOut(at) {

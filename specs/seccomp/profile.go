@@ -28,6 +28,10 @@ func Default(spec *oci.Spec) (*oci.LinuxSeccomp, error) {
 // execve, without which nothing at all would start.
 var launcherCalls = []string{"fcntl", "pread64", "chdir", "landlock_restrict_self", "openat", "close", "prlimit64", "seccomp", "write", "exit_group"}
 
+// spareable is what the launcher does only where the profile lets it: without,
+// init sets the limits of memory itself (runtime/limits.go).
+const spareable = "prlimit64"
+
 // Admit returns profile so that the launcher can do its work under it, and the
 // denials that give the program no more than profile did: the calls that had
 // to be let in are denied again by the second filter. The profile itself is
@@ -42,14 +46,17 @@ func Admit(profile *oci.LinuxSeccomp) (*oci.LinuxSeccomp, []Denial, error) {
 	var again []Denial
 	for _, name := range launcherCalls {
 		action, errnoRet, err := answer(profile, name)
-		if err != nil {
-			return nil, nil, err
-		}
-		if passes(action) {
+		if err == nil && passes(action) {
 			continue
 		}
-		denied, err := denialFor(name, action, errnoRet)
-		if err != nil {
+		var denied Denial
+		if err == nil {
+			denied, err = denialFor(name, action, errnoRet)
+		}
+		switch {
+		case err != nil && name == spareable:
+			continue
+		case err != nil:
 			return nil, nil, err
 		}
 		if numbers[name] > horizon {
