@@ -205,20 +205,22 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 		return err
 	}
 	defer uplink.Close()
+	ours := uplink
 	switch uplinkMode {
 	case "auto":
-		err = Seal(inner, uplink)
 	case "none":
-		err = Seal(inner, nil)
+		ours = nil
 	default:
-		links = []string{uplinkMode}
-		err = Seal(inner, nil)
+		ours, links = nil, []string{uplinkMode}
 	}
-	if err != nil {
-		return err
-	}
-	_, _, err = request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
-	return err
+	// The gateway decides whatever comes, and nothing comes before both have
+	// worked: neither need wait for the other.
+	told := make(chan error, 1)
+	go func() {
+		_, _, err := request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
+		told <- err
+	}()
+	return errors.Join(Seal(inner, ours), <-told)
 }
 
 // Sealed says what is wrong with the seal of the container's namespace inner,
