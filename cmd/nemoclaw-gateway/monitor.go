@@ -25,7 +25,7 @@ const monitorMemory = 64 << 20
 // runMonitor serves the sandbox whose state directory is dir until it ends.
 func runMonitor(dir string) error {
 
-	goruntime.GOMAXPROCS(1) // it answers one worker, one message after the other
+	goruntime.GOMAXPROCS(2) // it answers one worker, one message after the other
 	debug.SetGCPercent(50)  // there is one monitor for each sandbox, and it idles
 	debug.SetMemoryLimit(monitorMemory)
 	dir, err := filepath.Abs(dir)
