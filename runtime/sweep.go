@@ -29,8 +29,8 @@ func (r *Runtime) Sweep() ([]string, error) {
 		return gone, errors.Join(err, fmt.Errorf("cannot sweep: %s", hideENOENT(rerr)))
 	}
 	for _, e := range entries {
-		if _, isGateway := control.CutGateway(e.Name()); isGateway || !e.IsDir() {
-			continue
+		if !control.IsDir(e.Name()) || !e.IsDir() {
+			continue // a gateway's, or not ours
 		}
 		unlock, ok := try(e.Name())
 		if !ok {

@@ -96,6 +96,17 @@ func Dir(runDir, root, id string) string {
 	return filepath.Join(runDir, id+"."+hex.EncodeToString(sum[:4]))
 }
 
+// IsDir tells whether name is that of a container's state directory. The one of
+// all of them holds others: libcontainer's, for instance, whose default it is.
+func IsDir(name string) bool {
+	i := strings.LastIndexByte(name, '.')
+	if i < 1 || len(name)-i-1 != 8 {
+		return false
+	}
+	_, err := hex.DecodeString(name[i+1:])
+	return err == nil
+}
+
 // Gateway is the state directory of the gateway that the container of dir is
 // behind.
 func Gateway(dir string) string { return filepath.Join(dir, GatewayLink) }

@@ -72,8 +72,8 @@ func (b *bench) prepare() error {
 			b.missing = append(b.missing, c.name)
 			continue
 		}
-		root := filepath.Join("/run", strings.ReplaceAll(c.name, " ", "-"))
-		if err := os.Mkdir(root, 0o711); err != nil {
+		root := filepath.Join("/run", strings.ReplaceAll(c.name, " ", "-"), "containers") // not nemoclaw's own directory
+		if err := os.MkdirAll(root, 0o711); err != nil {
 			return err
 		}
 		b.runtimes = append(b.runtimes, contestant{c.name, []string{path, "--root", root}, append(os.Environ(), "NEMOCLAW_CONFIG="+settings)})
