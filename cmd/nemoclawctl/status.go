@@ -86,9 +86,7 @@ func prover(runDir string) *proof.Prover {
 
 func prove(p *proof.Prover, s *sandbox) *proven {
 	v := &proven{ID: s.ID, State: s.state(), Confined: s.Confined, Proof: p.Prove(s.dir, s.Sandbox), sandbox: s}
-	if v.State != "stopped" {
-		v.Status, _ = p.Ask(s.dir) // its layer tells why it does not answer
-	}
+	v.Status = v.Proof.Gateway
 	return v
 }
 

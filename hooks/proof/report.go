@@ -65,6 +65,9 @@ type Report struct {
 	ID         string  `json:"id"`
 	Unconfined bool    `json:"unconfined,omitempty"` // nothing was asked
 	Layers     []Layer `json:"layers"`
+
+	// Gateway is what it answered; nil if it did not.
+	Gateway *control.Status `json:"-"`
 }
 
 // Weaker reports whether any layer is weaker than asked.
@@ -133,11 +136,13 @@ func (p *Prover) Prove(dir string, s *control.Sandbox) *Report {
 		l.fault("%v", err)
 		l.settle()
 		r.Layers = []Layer{l}
+		r.Gateway, _ = p.Ask(dir)
 		return r
 	}
 	defer b.close()
 	if b.policy.Unconfined {
 		r.Unconfined = true
+		r.Gateway, _ = p.Ask(dir) // there is none as a rule
 		return r
 	}
 	p.look()
@@ -148,5 +153,6 @@ func (p *Prover) Prove(dir string, s *control.Sandbox) *Report {
 		p.until(b.gateway),
 		p.until(b.files),
 	)
+	r.Gateway = b.status
 	return r
 }
