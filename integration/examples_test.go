@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gopkg.in/yaml.v3"
 )
 
 // Every policy among the examples is valid, means what it says, and confines a
@@ -89,6 +91,47 @@ func TestExampleDocker(t *testing.T) {
 			if _, err := os.Stat("../examples/" + policy + ".yaml"); !ok || err != nil {
 				t.Errorf("%s: %s names no policy among the examples", name, arg)
 			}
+		}
+	}
+}
+
+// Kubernetes' class names the runtime that containerd's configuration has, and
+// that is the program where "make install" puts it.
+func TestExampleKubernetes(t *testing.T) {
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join("../examples", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	var class struct {
+		Kind     string
+		Metadata struct{ Name string }
+		Handler  string
+	}
+	var pod struct {
+		Kind string
+		Spec struct {
+			RuntimeClassName string `yaml:"runtimeClassName"`
+		}
+	}
+	if err := yaml.Unmarshal([]byte(read("kubernetes/runtimeclass.yaml")), &class); err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal([]byte(read("kubernetes/pod.yaml")), &pod); err != nil {
+		t.Fatal(err)
+	}
+	if class.Kind != "RuntimeClass" || pod.Kind != "Pod" || pod.Spec.RuntimeClassName != class.Metadata.Name {
+		t.Errorf("the pod %+v is not of the class %+v", pod, class)
+	}
+	config := read("containerd/config.toml")
+	for _, want := range []string{
+		"containerd.runtimes." + class.Handler + "]", "containerd.runtimes." + class.Handler + ".options]",
+		`runtime_type = "io.containerd.runc.v2"`, `BinaryName = "/usr/local/bin/nemoclaw"`,
+	} {
+		if !strings.Contains(config, want) {
+			t.Errorf("containerd's configuration lacks %s", want)
 		}
 	}
 }

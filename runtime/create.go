@@ -444,6 +444,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
 		AuditLog:    r.auditLog(n.id),
 		Nameservers: servers, Search: search,
+		Hosts:     hosts(n.spec),
 		Namespace: n.outlive,
 		Notes:     n.notes,
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +13,9 @@ import (
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"nemoclaw/egress/control"
 	"nemoclaw/specs"
+	"nemoclaw/specs/policy"
 	"nemoclaw/specs/settings"
 )
 
@@ -241,4 +244,55 @@ func searchDomains(r io.Reader) []string {
 		}
 	}
 	return out
+}
+
+// maxHosts is how many lines of a hosts file count.
+const maxHosts = 1000
+
+// hosts returns what the container's hosts file says, by which engines name the
+// host and neighbours. It must be the engine's or read-only: whoever can write
+// it could give an allowed name to any address, to be believed at the next
+// create.
+func hosts(spec *oci.Spec) (found []control.Host) {
+	for _, m := range spec.Mounts {
+		if filepath.Clean(m.Destination) != "/etc/hosts" || !isBind(m) {
+			continue
+		}
+		if !slices.Contains(m.Options, "ro") && !specs.FromEngine(m.Source) {
+			continue
+		}
+		f, err := os.OpenFile(m.Source, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		defer f.Close()
+		found = parseHosts(io.LimitReader(f, maxResolvConf), spec.Hostname)
+	}
+	return found
+}
+
+// parseHosts reads the lines of hosts(5) that name something outside of the
+// container: neither loopback nor the container itself, called self.
+func parseHosts(r io.Reader, self string) (found []control.Host) {
+	for s := bufio.NewScanner(r); s.Scan() && len(found) < maxHosts; {
+		text, _, _ := strings.Cut(s.Text(), "#")
+		fields := strings.Fields(text)
+		if len(fields) < 2 {
+			continue
+		}
+		addr, err := netip.ParseAddr(fields[0])
+		if err != nil || addr.Zone() != "" || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
+			continue
+		}
+		var names []string
+		for _, f := range fields[1:] {
+			if name, err := policy.NormalHost(f); err == nil && f != self {
+				names = append(names, name)
+			}
+		}
+		if len(names) > 0 {
+			found = append(found, control.Host{Addr: addr, Names: names})
+		}
+	}
+	return found
 }

@@ -232,6 +232,10 @@ func guard(v Volume) string {
 	return ""
 }
 
+// FromEngine reports whether a mount's source is a file or directory that an
+// engine made for the container itself, and makes anew whenever it starts.
+func FromEngine(source string) bool { return isHandedOut(source) }
+
 func isHandedOut(at string) bool {
 	for p := at; p != "/" && p != "."; p = path.Dir(p) {
 		for _, pattern := range handedOut {

@@ -45,8 +45,15 @@ type Setup struct {
 	ID          string         `json:"id"`
 	Nameservers []string       `json:"nameservers"`
 	Search      []string       `json:"search"`
+	Hosts       []Host         `json:"hosts,omitempty"`
 	HostUplink  bool           `json:"host_uplink"`
 	Never       []netip.Prefix `json:"never,omitempty"` // more that is never reachable
+}
+
+// Host is a line of a hosts file: what a program dials there, it means by name.
+type Host struct {
+	Addr  netip.Addr `json:"addr"`
+	Names []string   `json:"names"` // in normal form
 }
 
 // SetupFiles is the number of descriptors that come with Setup.

@@ -230,7 +230,11 @@ func (f *flow) find() {
 	if host, ok := f.s.pool.Open(f.dst.Addr()); ok {
 		f.named = true
 		f.target = target{host: host, port: f.dst.Port()}
+		return
 	}
+	f.target = f.s.hosts.meant(f.target, func(t target) bool {
+		return f.s.rules.Load().decide(attempt{target: t}, time.Now()).allow
+	})
 }
 
 // decide asks the rules in force. It and recheck exclude each other, so that a

@@ -20,6 +20,7 @@ type resolver struct {
 	ctx     context.Context // of the questions, which several callers may share
 	servers []netip.Addr
 	port    uint16 // of the servers
+	hosts   *hosts // of the names that nobody is asked for; nil: none
 	group   singleflight.Group
 
 	mu    sync.Mutex
@@ -42,6 +43,9 @@ func newResolver(ctx context.Context, servers []netip.Addr) *resolver {
 // lookup returns the addresses of host, the two families taking turns, IPv6
 // first (RFC 8305, section 4).
 func (r *resolver) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if addrs := r.hosts.addrs(host); len(addrs) > 0 {
+		return addrs, nil
+	}
 	if a, ok := r.remembered(host); ok {
 		return a.addrs, a.err
 	}

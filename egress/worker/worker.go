@@ -58,6 +58,7 @@ type server struct {
 	answers counts
 	names   *resolver
 	guard   *guard
+	hosts   *hosts
 	dialer  *net.Dialer
 
 	listeners []*net.TCPListener // steered 4, steered 6, DNS 4, DNS 6
@@ -172,6 +173,8 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	}
 	s.id = m.ID
 	s.names = newResolver(s.ctx, nameservers)
+	s.hosts = newHosts(m.Hosts)
+	s.names.hosts = s.hosts
 	s.guard = newGuard(m.Never)
 	s.dialer = s.guard.dialer()
 	s.dns = dns.NewServer(pool)

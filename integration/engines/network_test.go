@@ -77,6 +77,19 @@ func TestNeighboursAreOutOfReach(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a service of the host that a rule names, by --add-host", func(t *testing.T) {
+		_, port, _ := net.SplitHostPort(onHost)
+		write(t, "/etc/nemoclaw/policies/live.yaml", policy+"    - {host: host.docker.internal, port: "+port+", allow_private: [172.30.0.0/24]}\n")
+		fetch := func(add string) said {
+			return docker(t, "run", "--rm", "--runtime=nemoclaw-live", "--add-host="+add, "busybox", "timeout", "5", "wget", "-qO-", "http://host.docker.internal:"+port+"/")
+		}
+		if s := fetch("host.docker.internal:" + bridge); s.out != theirs {
+			t.Error(s)
+		}
+		if s := fetch("host.docker.internal:" + world.Neighbour.String()); s.code != 1 || s.out != "" {
+			t.Errorf("the name at an address that the rule does not name: %v", s)
+		}
+	})
 	t.Run("the host's loopback", func(t *testing.T) {
 		_, port, _ := net.SplitHostPort(greeter(t, "127.0.0.1:0"))
 		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "timeout", "5", "wget", "-qO-", "http://127.0.0.1:"+port+"/"); s.code != 1 || s.out != "" {
