@@ -198,5 +198,5 @@ var workerGroup = Group{
 	Why:  "the worker reads bytes of the sandbox; it starts no program and opens no file",
 	Denials: calls(eperm, "execve", "execveat", "fork", "vfork", "open", "openat", "openat2", "creat", "unlink", "unlinkat", "rename", "renameat", "renameat2",
 		"link", "linkat", "symlink", "symlinkat", "mkdir", "mkdirat", "mknod", "mknodat", "chmod", "fchmod", "fchmodat", "chown", "fchown", "fchownat", "lchown",
-		"chroot", "setuid", "setgid", "setresuid", "setresgid", "setgroups", "capset", "kill", "tkill", "pidfd_open", "pidfd_send_signal", "inotify_init1", "fanotify_init"),
+		"setuid", "setgid", "setresuid", "setresgid", "setgroups", "capset", "kill", "tkill", "pidfd_open", "pidfd_send_signal", "inotify_init1"),
 }

@@ -190,6 +190,61 @@ func BenchmarkFirstFilter(b *testing.B) {
 	}
 }
 
+// What filters cost a call that both always allow, one of which the second looks
+// at one argument, and one of which it looks at three; each fails at once in the
+// kernel. make bench measures the same inside containers.
+func BenchmarkCalls(b *testing.B) {
+	profile, err := Default(&oci.Spec{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	admitted, _, err := Admit(profile)
+	if err != nil {
+		b.Fatal(err)
+	}
+	first, err := firstFilter(b, admitted)
+	if err != nil {
+		b.Fatal(err)
+	}
+	denials, err := Denials(nil, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	second, err := Compile(denials)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		call call
+	}{
+		{"getppid", call{Nr: numbers["getppid"]}},
+		{"ioctl", call{numbers["ioctl"], [6]uint64{1<<32 - 1, unix.TIOCGPGRP}}},
+		{"socket", call{numbers["socket"], [6]uint64{unix.AF_UNIX, 11}}},
+	} {
+		for _, under := range []struct {
+			name    string
+			filters [][]unix.SockFilter
+		}{{"none", nil}, {"profile", [][]unix.SockFilter{first}}, {"both", [][]unix.SockFilter{first, second}}} {
+			b.Run(c.name+"/"+under.name, func(b *testing.B) {
+				goruntime.LockOSThread() // for good: it ends with the goroutine
+				if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+					b.Fatal(err)
+				}
+				for _, filter := range under.filters {
+					prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+					if _, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+						b.Fatal(errno)
+					}
+				}
+				for b.Loop() {
+					make6(c.call)
+				}
+			})
+		}
+	}
+}
+
 // tryThem runs the trial and returns the errnos, and whether the last call ended
 // the program as it should.
 func tryThem(t *testing.T, tr trial) []syscall.Errno {
