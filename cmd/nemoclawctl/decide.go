@@ -30,8 +30,9 @@ says. --once is for the request that pending shows: if that connection still
 waits it is let through and no other, else the next one is. A use is spent when a
 connection is let through, whatever becomes of it. With --permanent the policy
 file that the sandbox was made with gets a rule more, for this sandbox and for
-every other that the file serves. No approval beats a deny rule or makes a private
-address reachable.`,
+every other that the file serves. An approval is for every program of the sandbox,
+whatever "binaries" say. None beats a deny rule or makes a private address
+reachable.`,
 	Flags: []cli.Flag{jsonFlag,
 		&cli.BoolFlag{Name: "once", Usage: "allow one connection"},
 		&cli.IntFlag{Name: "uses", Usage: "allow `N` connections"},
