@@ -19,7 +19,8 @@ import (
 // What is read-only or hidden for its name alone could be moved away with a
 // directory above it, and another be put under the name. Each directory between
 // the rule and the place is therefore a mount as well, a pin: what is a mount
-// point can be neither renamed nor removed (rename(2), EBUSY).
+// point can be neither renamed nor removed (rename(2), EBUSY). The price is that
+// nothing is renamed or linked across a pin (EXDEV), and that rm -r leaves it.
 type Carve struct {
 	Path     string
 	ReadOnly bool // a mount of the place on itself that may not be written
