@@ -60,7 +60,7 @@ install: build ## install below PREFIX (default /usr/local)
 	ln -sfn ../../../bin/nemoclaw $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim/runc
 
 test: deps build ## run every test that needs no engine
-	$(GO) test -count=1 -tags $(TAGS) ./...
+	$(GO) test -count=1 -timeout 30m -tags $(TAGS) ./...
 
 golden: build ## rewrite the golden files; read the diff before committing
 	@for dir in $$(grep -rl 'flag.Bool("update"' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
