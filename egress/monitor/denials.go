@@ -29,6 +29,8 @@ const (
 	maxReaderDelay = 5 * time.Second
 	// lastDenials is how long the sandbox's end waits for its last denials.
 	lastDenials = time.Second
+	// sweepWait is how long a reader that ends may take to leave its cgroup.
+	sweepWait = 100 * time.Millisecond
 	// readerCgroup is the reader's own place, beside those of the monitors.
 	readerCgroup = "denials"
 )
@@ -401,9 +403,12 @@ func (o *observer) sweep() {
 	if !control.SweepReader(o.runDir, 0) || o.cgroup == "" {
 		return
 	}
+	// One wait for all of them: the reader of another run directory may live
+	// there for long, and whoever deletes the sandbox waits for us.
+	deadline := time.Now().Add(sweepWait)
 	for _, h := range hierarchies(o.cgroup) {
 		dir := filepath.Join(h, cgroupParent, readerCgroup)
-		for deadline := time.Now().Add(lastDenials); errors.Is(unix.Rmdir(dir), unix.EBUSY) && time.Now().Before(deadline); {
+		for errors.Is(unix.Rmdir(dir), unix.EBUSY) && time.Now().Before(deadline) {
 			time.Sleep(time.Millisecond) // it is ending
 		}
 		os.Remove(filepath.Dir(dir))
