@@ -540,7 +540,13 @@ func runs(pid int, arg string) bool {
 // loseGateway kills the gateway, and has it that nobody can start it again.
 func (b *box) loseGateway() {
 	b.t.Helper()
-	kill(b.t, b.worker(), b.monitor())
+	worker, err := unix.PidfdOpen(b.worker(), 0)
+	b.must(err)
+	defer unix.Close(worker)
+	kill(b.t, b.monitor()) // first: it would start another worker
+	if !ended(worker) {
+		b.t.Fatal("the worker outlives its monitor")
+	}
 	b.must(os.Remove(filepath.Join(b.gatewayDir(), "attach.json")))
 }
 
