@@ -83,6 +83,9 @@ func (s *stdio) keepTerminal(p *libcontainer.Process) error {
 		return err
 	}
 	s.host = host
+	if size, err := host.Size(); err == nil && p.ConsoleWidth == 0 && p.ConsoleHeight == 0 {
+		p.ConsoleWidth, p.ConsoleHeight = size.Width, size.Height // before the program asks
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
