@@ -1,7 +1,8 @@
 // Package dns answers the container's DNS questions, each name with a
 // synthetic address that stands for that name alone. It asks nobody: there is
 // no client in it, so no question can leave the host through it; it decides no
-// connection and opens no file.
+// connection and opens no file. What a rule lets a program ask for besides
+// addresses somebody else asks ([Server.Beyond]).
 //
 // # Why
 //

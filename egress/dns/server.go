@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	wire "github.com/miekg/dns"
@@ -24,6 +26,8 @@ const (
 	tcpIdle      = limits.DNSIdle
 	tcpQuestions = limits.DNSOnConn // on one connection
 	maxFaults    = 100              // of a socket, in a row, before it is given up
+	maxAsking    = limits.DNSBeyond // questions over UDP; those beyond are dropped
+	maxRecords   = 64               // of an answer; more are left out
 )
 
 // Server answers questions. Fields are set before it is used.
@@ -36,18 +40,30 @@ type Server struct {
 	// them that are not listed do not exist: a client that completes names
 	// would otherwise stop at the first completion.
 	Search []string
+	// Beyond, if not nil, says how to learn what a nameserver has for a name and
+	// a type other than an address's, or nil where no rule allows that question.
+	// What it returns is called on a goroutine of its own and may take long.
+	Beyond func(host string, qtype uint16, src netip.AddrPort) func() Found
 	// Refused, if not nil, hears of the questions that a record is kept of.
 	Refused func(Question)
 	// Answered, if not nil, hears of every question how it was answered: by the
 	// name of a response code (RFC 6895, 2.3), or "dropped".
 	Answered func(how string)
 
-	limit *rate.Limiter
+	limit  *rate.Limiter
+	asking atomic.Int64 // questions over UDP that wait for Beyond
+}
+
+// Found is what a nameserver has. Of the records only those of the type that
+// was asked for are told, as the name's own, with a time to live of ours.
+type Found struct {
+	Rcode   int // NOERROR, NXDOMAIN or SERVFAIL
+	Records []wire.RR
 }
 
 // Question is a question that was refused.
 type Question struct {
-	Host   string // normal form
+	Host   string // normal form; as it came with BadName
 	Type   string // "A", "TXT", "TYPE65280"
 	Reason policy.Reason
 	Src    netip.AddrPort
@@ -60,6 +76,8 @@ func NewServer(pool *Pool) *Server {
 
 // ServeUDP answers the questions that arrive on c until c is closed.
 func (s *Server) ServeUDP(c *net.UDPConn) error {
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
 	buf := make([]byte, wire.MaxMsgSize)
 	for faults := 0; ; {
 		n, src, err := c.ReadFromUDPAddrPort(buf)
@@ -74,8 +92,23 @@ func (s *Server) ServeUDP(c *net.UDPConn) error {
 			continue
 		}
 		faults = 0
-		if answer := s.Answer(buf[:n], unmap(src), maxUDP); answer != nil {
-			c.WriteToUDPAddrPort(answer, src) // a lost answer is asked for again
+		send := func(r reply) {
+			if answer := s.finish(r, maxUDP); answer != nil {
+				c.WriteToUDPAddrPort(answer, src) // a lost answer is asked for again
+			}
+		}
+		r := s.respond(buf[:n], unmap(src))
+		switch {
+		case r.ask == nil:
+			send(r)
+		case s.asking.Add(1) > maxAsking:
+			s.asking.Add(-1)
+			send(reply{})
+		default:
+			waiting.Go(func() {
+				defer s.asking.Add(-1)
+				send(r)
+			})
 		}
 	}
 }
@@ -105,63 +138,126 @@ func (s *Server) ServeTCP(c net.Conn) {
 // Answer returns the answer to the question in packet, of at most size bytes,
 // or nil where none is owed: above the rate, or to what is not a question.
 func (s *Server) Answer(packet []byte, src netip.AddrPort, size int) []byte {
-	m := s.respond(packet, src)
+	return s.finish(s.respond(packet, src), size)
+}
+
+// reply is an answer, or how to get it; neither is one that is not owed.
+type reply struct {
+	*wire.Msg
+	ask  func() *wire.Msg
+	room int // bytes that the client takes over UDP; 0: it said nothing
+}
+
+// finish packs an answer, and waits for it first if it has to be asked for.
+func (s *Server) finish(r reply, size int) []byte {
+	if r.ask != nil {
+		r.Msg = r.ask()
+	}
 	if s.Answered != nil {
 		how := "dropped"
-		if m != nil {
-			how = wire.RcodeToString[m.Rcode]
+		if r.Msg != nil {
+			how = wire.RcodeToString[r.Rcode]
 		}
 		s.Answered(how)
 	}
-	if m == nil {
+	if r.Msg == nil {
 		return nil
 	}
-	return pack(m, size)
+	if size <= maxUDP && r.room != 0 {
+		size = min(size, r.room)
+	}
+	return pack(r.Msg, size)
 }
 
-// respond is Answer before it is packed.
-func (s *Server) respond(packet []byte, src netip.AddrPort) *wire.Msg {
+func (s *Server) respond(packet []byte, src netip.AddrPort) reply {
 	if !s.limit.Allow() {
-		return nil
+		return reply{}
 	}
 	q := new(wire.Msg)
 	if err := q.Unpack(packet); err != nil {
 		if len(packet) < 12 || q.Response { // not even a header (RFC 1035, 4.1.1)
-			return nil
+			return reply{}
 		}
 		q.Question = nil
-		return reply(q, wire.RcodeFormatError)
+		return reply{Msg: answer(q, wire.RcodeFormatError)}
 	}
 	if q.Response {
-		return nil
+		return reply{}
 	}
-	return s.answer(q, src)
+	r := s.answer(q, src)
+	r.room = wire.MinMsgSize
+	if opt := q.IsEdns0(); opt != nil {
+		r.room = max(r.room, int(opt.UDPSize())) // RFC 6891, 6.2.3
+	}
+	return r
 }
 
-func (s *Server) answer(q *wire.Msg, src netip.AddrPort) *wire.Msg {
+func (s *Server) answer(q *wire.Msg, src netip.AddrPort) reply {
 	switch {
 	case q.Opcode != wire.OpcodeQuery:
-		return reply(q, wire.RcodeNotImplemented)
+		return reply{Msg: answer(q, wire.RcodeNotImplemented)}
 	case len(q.Question) != 1:
-		return reply(q, wire.RcodeFormatError)
+		return reply{Msg: answer(q, wire.RcodeFormatError)}
 	case q.Question[0].Qclass != wire.ClassINET:
-		return reply(q, wire.RcodeRefused)
+		return reply{Msg: answer(q, wire.RcodeRefused)}
 	case q.IsEdns0() != nil && q.IsEdns0().Version() != 0:
-		return reply(q, wire.RcodeBadVers) // RFC 6891, 6.1.3
+		return reply{Msg: answer(q, wire.RcodeBadVers)} // RFC 6891, 6.1.3
 	}
 	name, qtype := q.Question[0].Name, q.Question[0].Qtype
 	if isReverse(name) {
-		return s.reverse(q, name, qtype)
+		return reply{Msg: s.reverse(q, name, qtype)}
 	}
 	host, err := policy.NormalHost(name)
-	if err != nil {
-		if name == "." {
-			return reply(q, wire.RcodeSuccess)
-		}
-		return reply(q, wire.RcodeNameError)
+	switch {
+	case name == ".":
+		return reply{Msg: answer(q, wire.RcodeSuccess)}
+	case err != nil:
+		s.refused(clip(name), qtype, policy.BadName, src)
+		return reply{Msg: answer(q, wire.RcodeNameError)}
 	}
-	return s.forward(q, host, qtype, src)
+	if find := s.beyond(host, qtype, src); find != nil {
+		return reply{ask: func() *wire.Msg { return found(q, find()) }}
+	}
+	return reply{Msg: s.forward(q, host, qtype, src)}
 }
+
+// beyond returns how to learn what only a nameserver knows, or nil.
+func (s *Server) beyond(host string, qtype uint16, src netip.AddrPort) func() Found {
+	switch qtype {
+	case wire.TypeTXT, wire.TypeMX, wire.TypeSRV:
+		if s.Beyond != nil {
+			return s.Beyond(host, qtype, src)
+		}
+	}
+	return nil
+}
+
+// found makes the answer to q of what a nameserver has. Every record is made
+// anew: nothing passes but what its type has room for. The names in it are
+// asked for by themselves, and get addresses of ours.
+func found(q *wire.Msg, f Found) *wire.Msg {
+	m := answer(q, f.Rcode)
+	asked := q.Question[0]
+	for _, rr := range f.Records {
+		if len(m.Answer) == maxRecords {
+			break
+		}
+		h := header(asked.Name, asked.Qtype)
+		switch rr := rr.(type) {
+		case *wire.TXT:
+			m.Answer = append(m.Answer, &wire.TXT{Hdr: h, Txt: rr.Txt})
+		case *wire.MX:
+			m.Answer = append(m.Answer, &wire.MX{Hdr: h, Preference: rr.Preference, Mx: rr.Mx})
+		case *wire.SRV:
+			m.Answer = append(m.Answer, &wire.SRV{Hdr: h, Priority: rr.Priority, Weight: rr.Weight, Port: rr.Port, Target: rr.Target})
+		}
+	}
+	return m
+}
+
+// clip cuts a name that is none, which may be four times as long in writing
+// (RFC 1035, 5.1), to what a record has room for.
+func clip(name string) string { return name[:min(len(name), 256)] }
 
 // forward answers a question about a host.
 func (s *Server) forward(q *wire.Msg, host string, qtype uint16, src netip.AddrPort) *wire.Msg {
@@ -169,16 +265,16 @@ func (s *Server) forward(q *wire.Msg, host string, qtype uint16, src netip.AddrP
 	case within(host, "localhost"): // RFC 6761, 6.3
 		return localhost(q, qtype)
 	case within(host, "invalid"), within(host, "onion"): // RFC 6761, 6.4; RFC 7686
-		return reply(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError)
 	case host == "use-application-dns.net": // asks browsers to leave DNS to us
-		return reply(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError)
 	}
 	listed := s.Listed != nil && s.Listed(host)
 	if !listed && s.completed(host) {
 		if qtype != wire.TypeAAAA { // asked together with A
 			s.refused(host, qtype, policy.SearchDomain, src)
 		}
-		return reply(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError)
 	}
 	switch qtype {
 	case wire.TypeA, wire.TypeANY: // ANY: one answer is enough (RFC 8482, 4.1)
@@ -187,16 +283,16 @@ func (s *Server) forward(q *wire.Msg, host string, qtype uint16, src netip.AddrP
 			s.refused(host, qtype, policy.TooMany, src)
 		}
 		if err != nil {
-			return reply(q, wire.RcodeServerFailure)
+			return answer(q, wire.RcodeServerFailure)
 		}
-		return reply(q, wire.RcodeSuccess, address(q.Question[0].Name, addr))
+		return answer(q, wire.RcodeSuccess, address(q.Question[0].Name, addr))
 	case wire.TypeAAAA, wire.TypeHTTPS, wire.TypeSVCB, wire.TypeSOA, wire.TypeNS:
 		// Asked by every client; no HTTPS answer also means no keys for an
 		// encrypted ClientHello.
 	default:
 		s.refused(host, qtype, policy.UnsupportedType, src)
 	}
-	return reply(q, wire.RcodeSuccess)
+	return answer(q, wire.RcodeSuccess)
 }
 
 func (s *Server) refused(host string, qtype uint16, reason policy.Reason, src netip.AddrPort) {
@@ -218,11 +314,11 @@ func (s *Server) completed(host string) bool {
 func localhost(q *wire.Msg, qtype uint16) *wire.Msg {
 	switch qtype {
 	case wire.TypeA, wire.TypeANY:
-		return reply(q, wire.RcodeSuccess, address(q.Question[0].Name, netip.AddrFrom4([4]byte{127, 0, 0, 1})))
+		return answer(q, wire.RcodeSuccess, address(q.Question[0].Name, netip.AddrFrom4([4]byte{127, 0, 0, 1})))
 	case wire.TypeAAAA:
-		return reply(q, wire.RcodeSuccess, address(q.Question[0].Name, netip.IPv6Loopback()))
+		return answer(q, wire.RcodeSuccess, address(q.Question[0].Name, netip.IPv6Loopback()))
 	}
-	return reply(q, wire.RcodeSuccess)
+	return answer(q, wire.RcodeSuccess)
 }
 
 // isReverse tells whether a name is one of the infrastructure's (RFC 3172).
@@ -234,12 +330,12 @@ func isReverse(name string) bool {
 func (s *Server) reverse(q *wire.Msg, name string, qtype uint16) *wire.Msg {
 	host, ok := s.hostOf(wire.CanonicalName(name))
 	if !ok {
-		return reply(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError)
 	}
 	if qtype != wire.TypePTR && qtype != wire.TypeANY {
-		return reply(q, wire.RcodeSuccess)
+		return answer(q, wire.RcodeSuccess)
 	}
-	return reply(q, wire.RcodeSuccess, &wire.PTR{Hdr: header(name, wire.TypePTR), Ptr: host + "."})
+	return answer(q, wire.RcodeSuccess, &wire.PTR{Hdr: header(name, wire.TypePTR), Ptr: host + "."})
 }
 
 func (s *Server) hostOf(name string) (string, bool) {
@@ -257,9 +353,9 @@ func (s *Server) hostOf(name string) (string, bool) {
 	return s.Pool.Name(addr)
 }
 
-// reply makes the answer to q. Its question is q's, letter by letter: some
+// answer makes the answer to q. Its question is q's, letter by letter: some
 // clients compare the case.
-func reply(q *wire.Msg, rcode int, answers ...wire.RR) *wire.Msg {
+func answer(q *wire.Msg, rcode int, answers ...wire.RR) *wire.Msg {
 	m := &wire.Msg{
 		MsgHdr: wire.MsgHdr{
 			Id: q.Id, Response: true, Opcode: q.Opcode, Rcode: rcode,
@@ -281,8 +377,14 @@ func pack(m *wire.Msg, size int) []byte {
 	if err != nil {
 		return nil
 	}
-	if len(b) > size {
-		m.Truncated, m.Answer = true, nil
+	for _, shorten := range []func(){
+		func() { m.Compress = true },
+		func() { m.Truncated, m.Answer = true, nil },
+	} {
+		if len(b) <= size {
+			break
+		}
+		shorten()
 		if b, err = m.Pack(); err != nil {
 			return nil
 		}

@@ -59,6 +59,9 @@ func told(m *wire.Msg) string {
 	return s
 }
 
+// long253 is as long as a name can be, in labels as long as they can be.
+var long253 = strings.Repeat("a", 63) + "." + strings.Repeat("b", 63) + "." + strings.Repeat("c", 63) + "." + strings.Repeat("d", 61) + "."
+
 func TestAnswers(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -90,11 +93,14 @@ func TestAnswers(t *testing.T) {
 		{"a.invalid.", wire.TypeA, "NXDOMAIN", ""},
 		{"a.onion.", wire.TypeA, "NXDOMAIN", ""},
 		{".", wire.TypeNS, "NOERROR", ""},
-		{"127.1.", wire.TypeA, "NXDOMAIN", ""},
-		{"0x7f000001.", wire.TypeA, "NXDOMAIN", ""},
-		{`a\000b.example.`, wire.TypeA, "NXDOMAIN", ""},
-		{`a\.b.example.`, wire.TypeA, "NXDOMAIN", ""},
-		{"bücher.example.", wire.TypeA, "NXDOMAIN", ""},
+		{"127.1.", wire.TypeA, "NXDOMAIN", "127.1. A bad-name"},
+		{"0x7f000001.", wire.TypeA, "NXDOMAIN", "0x7f000001. A bad-name"},
+		{`a\000b.example.`, wire.TypeA, "NXDOMAIN", `a\000b.example. A bad-name`},
+		{`a\.b.example.`, wire.TypeA, "NXDOMAIN", `a\.b.example. A bad-name`},
+		{"bücher.example.", wire.TypeA, "NXDOMAIN", `b\195\188cher.example. A bad-name`},
+		{"xn--bcher-kva.example.", wire.TypeA, "NOERROR A 198.18.16.0 ttl=5", ""},
+		{"aPi.ExAmPlE.", wire.TypeAAAA, "NOERROR", ""},
+		{long253, wire.TypeA, "NOERROR A 198.18.16.0 ttl=5", ""},
 		{"1.0.0.127.in-addr.arpa.", wire.TypePTR, "NOERROR PTR localhost. ttl=5", ""},
 		{"1.2.3.4.in-addr.arpa.", wire.TypePTR, "NXDOMAIN", ""},
 		{"1.0.18.198.in-addr.arpa.", wire.TypePTR, "NXDOMAIN", ""},
@@ -160,6 +166,136 @@ func TestOddQuestions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is no question of one name is answered as such, or not at all.
+func TestMalformedPackets(t *testing.T) {
+	const header = "\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+	for _, tc := range []struct{ name, packet, want string }{
+		{"nothing", "", "nothing"},
+		{"half a header", header[:6], "nothing"},
+		{"a pointer to itself", header + "\xc0\x0c\x00\x01\x00\x01", "FORMERR"},
+		{"two pointers at each other", header + "\xc0\x0e\xc0\x0c\x00\x01\x00\x01", "FORMERR"},
+		{"a pointer behind the packet", header + "\xc0\xff\x00\x01\x00\x01", "FORMERR"},
+		{"a label of 64", header + "\x40" + strings.Repeat("a", 64) + "\x00\x00\x01\x00\x01", "FORMERR"},
+		{"a name of 256", header + strings.Repeat("\x3f"+strings.Repeat("a", 63), 4) + "\x00\x00\x01\x00\x01", "FORMERR"},
+		{"a name without an end", header + "\x03api", "FORMERR"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, _ := newServer(t)
+			var m *wire.Msg
+			if out := s.Answer([]byte(tc.packet), client, maxUDP); out != nil {
+				m = new(wire.Msg)
+				check(t, m.Unpack(out))
+			}
+			if got := told(m); got != tc.want {
+				t.Errorf("answered %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+// What a rule lets a program ask a nameserver for is told as the name's own, and
+// in no other type; what does not fit is asked for again over TCP.
+func TestBeyond(t *testing.T) {
+	record := func(line string) wire.RR {
+		rr, err := wire.NewRR(line)
+		check(t, err)
+		return rr
+	}
+	long := record(`api.example. 60 TXT "` + strings.Repeat("x", 255) + `" "` + strings.Repeat("y", 255) + `"`)
+	for _, tc := range []struct {
+		name  string
+		qtype uint16
+		found Found
+		want  string // by any means
+		cut   bool   // over UDP, without EDNS
+	}{
+		{"text", wire.TypeTXT, Found{Records: []wire.RR{record(`api.example. 9999 TXT "v=1" "b"`)}}, `NOERROR TXT "v=1" "b" ttl=5`, false},
+		{"mail", wire.TypeMX, Found{Records: []wire.RR{record("api.example. 60 MX 10 mx.api.example.")}}, "NOERROR MX 10 mx.api.example. ttl=5", false},
+		{"service", wire.TypeSRV, Found{Records: []wire.RR{record("api.example. 60 SRV 1 2 5269 x.example.")}}, "NOERROR SRV 1 2 5269 x.example. ttl=5", false},
+		{"under an alias", wire.TypeTXT, Found{Records: []wire.RR{record(`other.example. 60 TXT "v"`)}}, `NOERROR TXT "v" ttl=5`, false},
+		{"an address", wire.TypeTXT, Found{Records: []wire.RR{record("api.example. 60 A 93.184.216.34")}}, "NOERROR", false},
+		{"none", wire.TypeTXT, Found{Rcode: wire.RcodeNameError}, "NXDOMAIN", false},
+		{"failure", wire.TypeTXT, Found{Rcode: wire.RcodeServerFailure}, "SERVFAIL", false},
+		{"long", wire.TypeTXT, Found{Records: []wire.RR{long}}, "NOERROR TXT " + strings.TrimPrefix(long.String(), long.Header().String()) + " ttl=5", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, refused := newServer(t)
+			s.Beyond = func(host string, qtype uint16, _ netip.AddrPort) func() Found {
+				if host != "api.example" || qtype != tc.qtype {
+					return nil
+				}
+				return func() Found { return tc.found }
+			}
+			q := new(wire.Msg)
+			q.SetQuestion("aPi.example.", tc.qtype)
+			m := ask(t, s, q)
+			if m.Truncated != tc.cut || !tc.cut && told(m) != tc.want {
+				t.Errorf("answered %q, cut off: %v; want %q, %v", told(m), m.Truncated, tc.want, tc.cut)
+			}
+			q.SetEdns0(4096, false)
+			if got := told(ask(t, s, q)); got != tc.want {
+				t.Errorf("with EDNS answered %q, want %q", got, tc.want)
+			}
+			for _, rr := range m.Answer {
+				if rr.Header().Name != "aPi.example." {
+					t.Errorf("a record of %s", rr.Header().Name)
+				}
+			}
+			q.SetQuestion("x.api.example.", tc.qtype)
+			if got := told(ask(t, s, q)); got != "NOERROR" || len(*refused) != 1 {
+				t.Errorf("for another name answered %q, and recorded %v", got, *refused)
+			}
+		})
+	}
+}
+
+// A nameserver that takes its time holds up nobody else's question, and only so
+// many wait for it.
+func TestSlowNameserver(t *testing.T) {
+	s, _ := newServer(t)
+	dropped := make(chan struct{}, 1)
+	gate := make(chan struct{})
+	s.Beyond = func(string, uint16, netip.AddrPort) func() Found {
+		return func() Found { <-gate; return Found{} }
+	}
+	s.Answered = func(how string) {
+		if how == "dropped" {
+			dropped <- struct{}{}
+		}
+	}
+	u, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	check(t, err)
+	served := make(chan error, 1)
+	go func() { served <- s.ServeUDP(u) }()
+	c, err := net.Dial("udp4", u.LocalAddr().String())
+	check(t, err)
+	defer c.Close()
+	q := new(wire.Msg)
+	q.SetQuestion("api.example.", wire.TypeTXT)
+	packet, err := q.Pack()
+	check(t, err)
+	for range maxAsking + 1 {
+		_, err := c.Write(packet)
+		check(t, err)
+	}
+	<-dropped
+	q.SetQuestion("api.example.", wire.TypeA)
+	m, err := wire.Exchange(q, u.LocalAddr().String())
+	check(t, err)
+	if got := told(m); got != "NOERROR A 198.19.0.0 ttl=5" {
+		t.Errorf("answered %q", got)
+	}
+	close(gate)
+	buf := make([]byte, maxUDP)
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	for range maxAsking {
+		_, err := c.Read(buf)
+		check(t, err)
+	}
+	u.Close()
+	check(t, <-served)
 }
 
 // EDNS is answered with EDNS, and only then.

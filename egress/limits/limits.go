@@ -33,6 +33,7 @@ const (
 	DNSPerSecond = 200
 	DNSBurst     = 500
 	DNSOnConn    = 128
+	DNSBeyond    = 32
 	DNSIdle      = 10 * time.Second
 	Quarantine   = 10 * time.Minute
 	Journal      = 16 << 20
@@ -119,6 +120,7 @@ var Table = []Group{
 	{"DNS", []Limit{
 		{"questions a second", DNSPerSecond, "", "those beyond are dropped; clients ask again"},
 		{"questions at once", DNSBurst, "", "those beyond are dropped"},
+		{"questions over UDP that wait for a name server", DNSBeyond, "", "those beyond are dropped; clients ask again"},
 		{"connections that carry DNS", DNSConns, "", "those beyond are reset"},
 		{"questions on one connection", DNSOnConn, "", "it is closed"},
 		{"time between questions on one connection", DNSIdle, "", "it is closed"},

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"nemoclaw/egress/control"
-	"nemoclaw/egress/dns"
 	"nemoclaw/specs/policy"
 )
 
@@ -613,14 +612,4 @@ func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail stri
 		r.Sent, r.Got, r.Lasted = f.sent, f.got, time.Since(f.started)
 	}
 	return r
-}
-
-// questionRefused records a DNS question that got no address.
-func (s *server) questionRefused(q dns.Question) {
-	s.records.noteRefusal(control.Record{
-		Verdict: control.Refuse, Proto: "dns", Host: q.Host, Port: 53, Src: q.Src,
-		Reason: string(q.Reason), Detail: "question of type " + q.Type,
-		Generation: s.rules.Load().generation,
-		Request:    s.boot + "-" + strconv.FormatUint(s.serial.Add(1), 10),
-	})
 }

@@ -153,6 +153,7 @@ func TestWorkerInItsNamespace(t *testing.T) {
 	zone := &nameserver{}
 	for _, line := range []string{
 		"db.example.com. 60 A 93.184.216.34", "db.example.com. 60 AAAA 2606:2800::1",
+		`txt.example.com. 60 TXT "v=1"`, `db.example.com. 60 TXT "secret"`,
 		"in.example.com. 60 A 10.77.0.1", "own.example.com. 60 A 10.77.0.2", "meta.example.com. 60 A 169.254.169.254",
 	} {
 		rr, err := wire.NewRR(line)
@@ -192,6 +193,7 @@ func TestWorkerInItsNamespace(t *testing.T) {
     - {host: in.example.com, port: 5432, allow_private: [10.0.0.0/8]}
     - {host: own.example.com, port: 5432, allow_private: [10.0.0.0/8]}
     - {host: meta.example.com, port: 5432}
+    - {host: txt.example.com, port: 5432, dns: [TXT]}
 `)
 	dial := func(host string) *net.TCPConn {
 		t.Helper()
@@ -234,6 +236,23 @@ func TestWorkerInItsNamespace(t *testing.T) {
 	}
 	wantReset(t, dial("evil.example"))
 	sb.wantRecords("refuse tcp evil.example:5432 not-listed")
+
+	// Another type leaves for the very name whose rule says so, once that is
+	// written; for no other.
+	before := zone.asked.Load()
+	for _, q := range []struct{ host, want string }{
+		{"txt.example.com", "allow dns txt.example.com:53, end dns txt.example.com:53"},
+		{"db.example.com", "refuse dns db.example.com:53 unsupported-type"},
+		{"secret.txt.example.com", "refuse dns secret.txt.example.com:53 unsupported-type"},
+	} {
+		if got := len(questionIn(t, inner, sb.udp, q.host, wire.TypeTXT).Answer); got > 1 || (got == 1) != (q.host == "txt.example.com") {
+			t.Errorf("%s has %d records", q.host, got)
+		}
+		sb.wantRecords(strings.Split(q.want, ", ")...)
+	}
+	if n := zone.asked.Load() - before; n != 1 {
+		t.Errorf("%d questions left the host, want the one that is allowed", n)
+	}
 }
 
 // join connects the uplink to the world by a cable.
@@ -308,16 +327,19 @@ func workerIn(t *testing.T, inner, uplink *netns) *sandbox {
 }
 
 // lookupIn asks the worker's DNS from inside the namespace.
-func lookupIn(t *testing.T, inner *netns, server net.Addr, host string) (addr netip.Addr) {
+func lookupIn(t *testing.T, inner *netns, server net.Addr, host string) netip.Addr {
 	t.Helper()
-	inner.do(func() error {
+	addr, _ := netip.AddrFromSlice(questionIn(t, inner, server, host, wire.TypeA).Answer[0].(*wire.A).A.To4())
+	return addr
+}
+
+func questionIn(t *testing.T, inner *netns, server net.Addr, host string, qtype uint16) (m *wire.Msg) {
+	t.Helper()
+	inner.do(func() (err error) {
 		q := new(wire.Msg)
-		q.SetQuestion(host+".", wire.TypeA)
-		m, err := wire.Exchange(q, server.String())
-		if err == nil {
-			addr, _ = netip.AddrFromSlice(m.Answer[0].(*wire.A).A.To4())
-		}
+		q.SetQuestion(host+".", qtype)
+		m, _, err = (&wire.Client{Timeout: patience}).Exchange(q, server.String())
 		return err
 	})
-	return addr
+	return m
 }

@@ -12,6 +12,8 @@ import (
 
 	wire "github.com/miekg/dns"
 	"golang.org/x/sync/singleflight"
+
+	"nemoclaw/egress/dns"
 )
 
 // resolver asks the nameservers for the addresses of allowed names, and
@@ -139,22 +141,60 @@ func alternate(a, b []netip.Addr) []netip.Addr {
 	return out
 }
 
-// question asks each nameserver in turn until one answers.
+// question returns the addresses of one family, and for how long.
 func (r *resolver) question(host string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	m, err := r.query(host, qtype)
+	if err != nil {
+		return nil, maxTTL, err
+	}
+	addrs, ttl := collect(m, host, qtype)
+	return addrs, ttl, nil
+}
+
+// query asks each nameserver in turn until one answers.
+func (r *resolver) query(host string, qtype uint16) (*wire.Msg, error) {
 	err := errors.New("no nameserver is known")
 	for range queryRounds {
 		for _, server := range r.servers {
 			var m *wire.Msg
 			if m, err = r.exchange(server, host, qtype); err == nil {
-				addrs, ttl := collect(m, host, qtype)
-				return addrs, ttl, nil
+				return m, nil
 			}
 			if r.ctx.Err() != nil {
-				return nil, maxTTL, err
+				return nil, err
 			}
 		}
 	}
-	return nil, maxTTL, err
+	return nil, err
+}
+
+// beyond asks for the records of another type than an address's. They may stand
+// under an alias of the name.
+func (r *resolver) beyond(host string, qtype uint16) (dns.Found, error) {
+	m, err := r.query(host, qtype)
+	if err != nil {
+		return dns.Found{Rcode: wire.RcodeServerFailure}, err
+	}
+	found := dns.Found{Rcode: m.Rcode}
+	owner := host + "."
+	for range maxAddrs { // aliases of aliases, and no circle
+		next := ""
+		for _, rr := range m.Answer {
+			if !strings.EqualFold(rr.Header().Name, owner) || rr.Header().Class != wire.ClassINET {
+				continue
+			}
+			if c, ok := rr.(*wire.CNAME); ok {
+				next = c.Target
+			} else if rr.Header().Rrtype == qtype {
+				found.Records = append(found.Records, rr)
+			}
+		}
+		if next == "" || len(found.Records) > 0 {
+			break
+		}
+		owner = next
+	}
+	return found, nil
 }
 
 // exchange asks one nameserver over UDP, and over TCP if the answer was cut.

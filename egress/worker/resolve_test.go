@@ -162,3 +162,34 @@ func TestMemoryOfNamesIsBounded(t *testing.T) {
 		t.Errorf("%d names are remembered", len(r.known))
 	}
 }
+
+// Records of other types are those of the name, or of what it is an alias of.
+func TestBeyondAddresses(t *testing.T) {
+	n := &nameserver{}
+	r := resolverOf(t, n,
+		`alias.example. 60 CNAME api.example.`, `circle.example. 60 CNAME circle.example.`,
+		`api.example. 60 TXT "v=1"`, `api.example. 60 MX 10 mx.example.`)
+	for _, tc := range []struct {
+		host  string
+		qtype uint16
+		rcode int
+		want  string
+	}{
+		{"api.example", wire.TypeTXT, wire.RcodeSuccess, "TXT"},
+		{"alias.example", wire.TypeTXT, wire.RcodeSuccess, "TXT"},
+		{"api.example", wire.TypeSRV, wire.RcodeSuccess, ""},
+		{"circle.example", wire.TypeTXT, wire.RcodeSuccess, ""},
+		{"none.example", wire.TypeTXT, wire.RcodeNameError, ""},
+		{"broken.example", wire.TypeTXT, wire.RcodeServerFailure, ""},
+	} {
+		n.rcode = tc.rcode
+		found, err := r.beyond(tc.host, tc.qtype)
+		got := ""
+		for _, rr := range found.Records {
+			got += wire.TypeToString[rr.Header().Rrtype]
+		}
+		if got != tc.want || found.Rcode != tc.rcode || (err != nil) != (tc.rcode == wire.RcodeServerFailure) {
+			t.Errorf("%s: %q, %s, %v; want %q, %s", tc.host, got, wire.RcodeToString[found.Rcode], err, tc.want, wire.RcodeToString[tc.rcode])
+		}
+	}
+}

@@ -179,6 +179,7 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	s.dialer = s.guard.dialer()
 	s.dns = dns.NewServer(pool)
 	s.dns.Listed = func(host string) bool { return s.rules.Load().listed(host) }
+	s.dns.Beyond = s.beyond
 	s.dns.Refused = s.questionRefused
 	s.dns.Answered = s.answers.add
 	for _, d := range m.Search {
