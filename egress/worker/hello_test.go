@@ -3,10 +3,13 @@ package worker
 import (
 	"bytes"
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,15 +19,35 @@ import (
 
 // helloFor returns the first flight of Go's TLS client for a name.
 func helloFor(name string) []byte {
+	return firstFlight(&tls.Config{ServerName: name, InsecureSkipVerify: true})
+}
+
+func firstFlight(config *tls.Config) []byte {
 	client, server := net.Pipe()
 	defer client.Close()
 	defer server.Close()
-	go tls.Client(client, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+	go tls.Client(client, config).Handshake()
 	header := make([]byte, recordHeader)
 	io.ReadFull(server, header)
 	body := make([]byte, int(header[3])<<8|int(header[4]))
 	io.ReadFull(server, body)
 	return append(header, body...)
+}
+
+// helloWithin is the first flight of a client that encrypts the name it means to
+// a server whose public name is another (draft-ietf-tls-esni, version 0xfe0d).
+func helloWithin(t *testing.T, public, meant string) []byte {
+	t.Helper()
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	check(t, err)
+	contents := slices.Concat([]byte{7, 0, 0x20, 0, 32}, key.PublicKey().Bytes(), // X25519
+		[]byte{0, 4, 0, 1, 0, 1, 64, byte(len(public))}, []byte(public), []byte{0, 0}) // HKDF-SHA256, AES-128-GCM
+	config := slices.Concat([]byte{0, byte(len(contents) + 4), 0xfe, 0x0d, 0, byte(len(contents))}, contents)
+	hello := firstFlight(&tls.Config{ServerName: meant, MinVersion: tls.VersionTLS13, EncryptedClientHelloConfigList: config, InsecureSkipVerify: true})
+	if bytes.Contains(hello, []byte(meant)) && meant != public {
+		t.Fatalf("%s stands in the hello for all to read", meant)
+	}
+	return hello
 }
 
 // resplit spreads the first flight over records of n bytes each.
@@ -192,6 +215,8 @@ func TestScreenHello(t *testing.T) {
 		{"another name", "api.example.com", 443, hello("evil.example"), false, "refuse tls api.example.com:443 name-mismatch"},
 		{"a name below", "api.example.com", 443, hello("x.api.example.com"), false, "refuse tls api.example.com:443 name-mismatch"},
 		{"no name", "api.example.com", 443, hello(""), false, "refuse tls api.example.com:443 no-name"},
+		{"an encrypted name behind another", "api.example.com", 443, string(helloWithin(t, "front.example", "api.example.com")), false, "refuse tls api.example.com:443 name-mismatch"},
+		{"an encrypted name behind the name", "api.example.com", 443, string(helloWithin(t, "api.example.com", "evil.example")), true, "end tls api.example.com:443"}, // a limit
 		{"two names", "api.example.com", 443, string(withNames(nil, "api.example.com", "evil.example")), false, "refuse tls api.example.com:443 malformed"},
 		{"not TLS", "api.example.com", 443, "SSH-2.0-x\r\n", false, "refuse tcp api.example.com:443 not-tls"},
 		{"HTTP", "api.example.com", 443, "GET / HTTP/1.1\r\n\r\n", false, "refuse tcp api.example.com:443 not-tls"},
