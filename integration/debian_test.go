@@ -16,7 +16,8 @@ import (
 // debianPackages are what people do their work with in images that are made of
 // Debian, and the compilers for the test's own programs.
 const debianPackages = "bash coreutils dash findutils grep gzip sed tar procps python3 python3-venv python3-pip nodejs npm git gcc libc6-dev " +
-	"musl musl-dev musl-tools default-jre-headless ecj"
+	"musl musl-dev musl-tools default-jre-headless ecj " +
+	"curl openssh-client openssh-server postgresql redis-server"
 
 // unpackDebian makes a root file system in the directory done out of packages
 // and all that they need, without running any of their scripts: apt is told of

@@ -49,6 +49,7 @@ var deps = map[string][]string{
 	"integration/escape":  {},
 	"integration/world":   {},
 	"integration/probe":   {},
+	"integration/client":  {},
 	"integration/arm64":   {},
 	"integration/engines": {"integration/world", "integration/escape"},
 	"integration/mutate":  {},

@@ -126,6 +126,10 @@ func (w *World) Close() error {
 // good as long as this process lives.
 func (w *World) Uplink() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(w.uplink)) }
 
+// Internet is the path by which a program that is no Go code of the test's may be
+// started among the hosts. It is good as long as this process lives.
+func (w *World) Internet() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(w.internet)) }
+
 // CA is the certificate, in PEM, that vouches for the world's TLS servers.
 func (w *World) CA() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ca.Raw})
@@ -344,6 +348,23 @@ func (w *World) Certificate(name string) (tls.Certificate, error) {
 		return tls.Certificate{}, err
 	}
 	return tls.Certificate{Certificate: [][]byte{der, w.ca.Raw}, PrivateKey: key}, nil
+}
+
+// CertificatePEM is Certificate for a server that is not written in Go: the chain,
+// and the key.
+func (w *World) CertificatePEM(name string) (chain, key []byte, err error) {
+	cert, err := w.Certificate(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range cert.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})...)
+	}
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
 func (w *World) makeCA() (err error) {
