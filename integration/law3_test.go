@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -234,12 +233,8 @@ func testExecWithoutGatewayAfterASwap(t *testing.T) {
 func testExecWithoutGatewayUnsealed(t *testing.T) {
 	b := newBox(t)
 	b.up()
-	pid := b.initPID()
 	b.loseGateway()
-	plug := exec.Command("nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", pid), "ip", "link", "add", "cable", "type", "veth", "peer", "name", "end")
-	if out, err := plug.CombinedOutput(); err != nil {
-		lacking(t, "cannot make a cable: %v: %s", err, out)
-	}
+	b.plug("cable")
 	got := b.execute(b.id, "/bin/echo", "ran")
 	if got.code == 0 || got.stdout != "" || !strings.Contains(got.stderr, "network is not sealed") {
 		t.Errorf("exec: %s", got)
