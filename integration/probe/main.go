@@ -170,7 +170,7 @@ var verbs map[string]verb
 
 func init() { // the table refers to functions that refer to the table
 	verbs = map[string]verb{}
-	for _, group := range []map[string]verb{fileVerbs, programVerbs, processVerbs, networkVerbs, kernelVerbs, surveyVerbs} {
+	for _, group := range []map[string]verb{fileVerbs, programVerbs, processVerbs, networkVerbs, floodVerbs, kernelVerbs, surveyVerbs} {
 		enlist(group)
 	}
 }

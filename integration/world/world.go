@@ -314,6 +314,23 @@ func (w *World) Capture(saw func(packet []byte)) error {
 // loopback is the index of lo in every network namespace.
 const loopback = 1
 
+// Cut takes the cable between uplink and internet out, and plugs it in again.
+func (w *World) Cut(out bool) error {
+	h, err := netlink.NewHandleAt(w.internet)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName("world0")
+	if err != nil {
+		return err
+	}
+	if out {
+		return h.LinkSetDown(link)
+	}
+	return h.LinkSetUp(link)
+}
+
 // PlugInto connects the namespace at path to the internet as a container engine
 // does: an eth0 with PluggedAddr and a default route. It can be done once.
 func (w *World) PlugInto(path string) error {
@@ -538,4 +555,20 @@ func thread(f func() error) error {
 		done <- f()
 	}()
 	return <-done
+}
+
+// ReadIn reads a file as a process in the network namespace at path would:
+// /proc/sys/net is another in each.
+func ReadIn(path, file string) (text string, err error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return "", fmt.Errorf("cannot open the namespace: %w", err)
+	}
+	defer ns.Close()
+	err = in(ns, func() error {
+		b, err := os.ReadFile(file)
+		text = string(b)
+		return err
+	})
+	return text, err
 }
