@@ -24,7 +24,7 @@ LAUNCH_FLAGS := -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-p
 	-Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,noseparate-code -s
 ARM64 := .cache/arm64
 
-.PHONY: help build install demo test test-engines test-arm64 golden fuzz mutate bench lint check deps clean launch-arm64
+.PHONY: help build install demo test test-engines test-arm64 golden fuzz mutate soak bench lint check deps clean launch-arm64
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ fuzz: ## fuzz every reader of strangers' bytes, FUZZTIME (20s) each
 
 mutate: ## take every entry of the lists that confine out in turn: a test must notice; MUTATE="-only guard -v"
 	@$(GO) run ./integration/mutate $(MUTATE)
+
+SOAK ?= 10m
+soak: build ## SOAK (10m) of mixed load, saves and deaths, and larger floods, looking for leaks and lost connections
+	NEMOCLAW_SOAK=$(SOAK) $(GO) test -count=1 -tags $(TAGS) -timeout 0 -v -run '^TestSoak$$' ./integration
+	NEMOCLAW_KILLS=100 NEMOCLAW_FLOOD=20 $(GO) test -count=1 -tags $(TAGS) -timeout 0 -v -run '^(TestFloods|TestWorkerDiesAgainAndAgain)$$' ./integration
 
 bench: build ## measure beside runc, crun, haproxy and nginx; BENCH="-only net -rounds 9"
 	CGO_ENABLED=0 $(GO) run ./integration/bench $(BENCH)
