@@ -685,6 +685,7 @@ func (b *box) status() (s struct {
 	AuditFault  string `json:"audit_fault"`
 	Open        int
 	Worker      int `json:"worker_pid"`
+	Notes       []string
 }) {
 	b.t.Helper()
 	resp, err := b.control().Get("http://gateway/v1/status")

@@ -254,6 +254,9 @@ func (t *told) network(p *policy.Policy) *section {
 	for _, a := range p.Network.DNS {
 		s.add("ask", "the name server "+a.String(), "network.dns")
 	}
+	if p.Network.Proxy != "" {
+		s.add("go by", "the proxy "+p.Network.Proxy+", which resolves names: their addresses are not checked", "network.proxy")
+	}
 	return s
 }
 

@@ -46,6 +46,7 @@ type Setup struct {
 	Nameservers []string       `json:"nameservers"`
 	Search      []string       `json:"search"`
 	Hosts       []Host         `json:"hosts,omitempty"`
+	Proxy       *Proxy         `json:"proxy,omitempty"` // nil: connections go straight
 	HostUplink  bool           `json:"host_uplink"`
 	Never       []netip.Prefix `json:"never,omitempty"` // more that is never reachable
 }
@@ -54,6 +55,13 @@ type Setup struct {
 type Host struct {
 	Addr  netip.Addr `json:"addr"`
 	Names []string   `json:"names"` // in normal form
+}
+
+// Proxy is by which every connection of a sandbox goes (RFC 9110, 9.3.6).
+type Proxy struct {
+	Host string `json:"host"` // normal form, or an address
+	Port uint16 `json:"port"`
+	Auth string `json:"auth,omitempty"` // "user:password", a secret
 }
 
 // SetupFiles is the number of descriptors that come with Setup.

@@ -67,6 +67,7 @@ type Monitor struct {
 	uplink    *os.File
 	listeners []*os.File
 	names     *os.File
+	proxy     *control.Proxy // nil: connections go straight
 	log       *audit.Log
 	ledger    *ledger
 	since     time.Time
@@ -191,6 +192,9 @@ func (m *Monitor) loadRules() error {
 	if err != nil {
 		return err
 	}
+	if m.proxy, err = openProxy(p.Network); err != nil {
+		return err
+	}
 	if m.ledger, err = openLedger(m.Dir); err != nil {
 		return err
 	}
@@ -235,6 +239,11 @@ func (m *Monitor) openLog() error {
 	}
 	if m.rules.policy.Egress.Audit {
 		lines = append(lines, m.change(audit.KindNote, notEnforced))
+	}
+	if m.proxy != nil {
+		text := byProxy(m.rules.created.Network)
+		lines = append(lines, m.change(audit.KindNote, text))
+		m.notes = append(m.notes, text)
 	}
 	return log.Append(lines...)
 }

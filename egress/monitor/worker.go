@@ -151,7 +151,7 @@ func startIn(ns *os.File, cmd *exec.Cmd) error {
 // conversation ends.
 func (m *Monitor) converse(conn *control.Conn, p *os.Process) error {
 	a := &m.attached
-	setup := control.Setup{ID: a.ID, Nameservers: a.Nameservers, Search: a.Search, Hosts: a.Hosts, HostUplink: a.HostUplink}
+	setup := control.Setup{ID: a.ID, Nameservers: a.Nameservers, Search: a.Search, Hosts: a.Hosts, Proxy: m.proxy, HostUplink: a.HostUplink}
 	files := append(append([]*os.File{}, m.listeners...), m.names)
 	if err := conn.Send(control.ToWorker{Setup: &setup}, files...); err != nil {
 		return err

@@ -54,7 +54,8 @@ func (g *guard) lastWord(ctx context.Context, _, address string, c syscall.RawCo
 	return serr
 }
 
-// dialed is a connection, and the address that was checked and dialed for it.
+// dialed is a connection, and the address that was checked and dialed for it;
+// by a proxy there is none for a name.
 type dialed struct {
 	*net.TCPConn
 	to netip.AddrPort
@@ -73,6 +74,14 @@ type failure struct {
 func (s *server) connect(ctx context.Context, t target, inForce func() verdict) (*dialed, *failure) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
+	if s.proxy != nil && len(s.hosts.addrs(t.host)) == 0 { // a proxy does not know the hosts file
+		return s.tunnel(ctx, t, inForce)
+	}
+	return s.straight(ctx, t, inForce)
+}
+
+// straight is connect without a proxy in between.
+func (s *server) straight(ctx context.Context, t target, inForce func() verdict) (*dialed, *failure) {
 	addrs := []netip.Addr{t.addr}
 	if t.host != "" {
 		var err error

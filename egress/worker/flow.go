@@ -513,7 +513,7 @@ func (f *flow) connected(up *dialed) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.addr = up.to
-	if !f.gone && !f.s.guard.permits(f.verdict, up.to, time.Now()) {
+	if !f.gone && up.to.IsValid() && !f.s.guard.permits(f.verdict, up.to, time.Now()) {
 		f.cut = policy.Revoked
 		f.abortLocked()
 	}

@@ -57,6 +57,7 @@ type server struct {
 	waiting waiting
 	answers counts
 	names   *resolver
+	proxy   *proxy
 	guard   *guard
 	hosts   *hosts
 	dialer  *net.Dialer
@@ -175,6 +176,7 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	s.names = newResolver(s.ctx, nameservers)
 	s.hosts = newHosts(m.Hosts)
 	s.names.hosts = s.hosts
+	s.proxy = newProxy(m.Proxy)
 	s.guard = newGuard(m.Never)
 	s.dialer = s.guard.dialer()
 	s.dns = dns.NewServer(pool)

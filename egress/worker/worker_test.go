@@ -34,6 +34,7 @@ type sandbox struct {
 	udp     net.Addr
 	tcp     net.Addr // DNS
 	journal string
+	proxy   *control.Proxy
 
 	records chan control.Record
 	applied chan control.Applied
@@ -55,8 +56,15 @@ type sandbox struct {
 // newSandbox starts a worker with a policy.
 func newSandbox(t testing.TB, policy string) *sandbox {
 	t.Helper()
+	return newSandboxBy(t, policy, nil)
+}
+
+// newSandboxBy starts one whose connections go by a proxy.
+func newSandboxBy(t testing.TB, policy string, proxy *control.Proxy) *sandbox {
+	t.Helper()
 	sb := &sandbox{
 		t:       t,
+		proxy:   proxy,
 		journal: filepath.Join(t.TempDir(), "names"),
 		records: make(chan control.Record, 10000),
 		applied: make(chan control.Applied, 10),
@@ -122,7 +130,7 @@ func (sb *sandbox) start() {
 	keep(stream.File())
 	keep(tcp().File())
 	keep(os.OpenFile(sb.journal, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600))
-	check(t, conn.Send(control.ToWorker{Setup: &control.Setup{ID: "box", Search: []string{"corp.example"}}}, files...))
+	check(t, conn.Send(control.ToWorker{Setup: &control.Setup{ID: "box", Search: []string{"corp.example"}, Proxy: sb.proxy}}, files...))
 	control.CloseAll(files)
 }
 

@@ -30,6 +30,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	goruntime "runtime"
 	"strings"
 	"sync"
@@ -260,6 +261,9 @@ func (w *World) ServeAddr(addr netip.Addr, port uint16, serve func(net.Conn)) er
 	}()
 	return nil
 }
+
+// Start starts a program on the internet. It is the caller's to end.
+func (w *World) Start(cmd *exec.Cmd) error { return in(w.internet, cmd.Start) }
 
 // Dial connects from the internet to addr, as a stranger would.
 func (w *World) Dial(addr netip.AddrPort) (c net.Conn, err error) {

@@ -2,9 +2,12 @@ package policy
 
 import (
 	"errors"
+	"net"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -282,12 +285,60 @@ func (p *parser) capabilities(n *yaml.Node) *Capabilities {
 	return c
 }
 
-func (p *parser) network(n *yaml.Node, net *Network) {
-	p.mapping(n, "network", []field{
-		{key: "uplink", read: func(n *yaml.Node) { net.Uplink = p.uplink(n) }},
-		{key: "ingress", read: func(n *yaml.Node) { net.Ingress = p.ingress(n) }},
-		{key: "dns", read: func(n *yaml.Node) { net.DNS = p.nameservers(n) }},
+func (p *parser) network(n *yaml.Node, to *Network) {
+	seen := p.mapping(n, "network", []field{
+		{key: "uplink", read: func(n *yaml.Node) { to.Uplink = p.uplink(n) }},
+		{key: "ingress", read: func(n *yaml.Node) { to.Ingress = p.ingress(n) }},
+		{key: "dns", read: func(n *yaml.Node) { to.DNS = p.nameservers(n) }},
+		{key: "proxy", read: func(n *yaml.Node) { to.Proxy = p.proxy(n) }},
+		{key: "proxy_auth_file", read: func(n *yaml.Node) { _, to.ProxyAuth, _ = p.path(n, "network.proxy_auth_file") }},
 	})
+	if seen != nil && seen["proxy_auth_file"] != nil && seen["proxy"] == nil {
+		p.fault(seen["proxy_auth_file"], "network.proxy_auth_file needs network.proxy")
+	}
+}
+
+// proxy reads http://HOST:PORT and returns HOST:PORT, the host in normal form.
+// The faults do not repeat what may hold a password.
+func (p *parser) proxy(n *yaml.Node) string {
+	const example = "such as http://proxy.example.org:3128"
+	n, s, ok := p.text(n, "network.proxy")
+	if !ok {
+		return ""
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Opaque != "" || u.Host == "":
+		p.fault(n, "network.proxy is not the URL of a proxy, %s", example)
+		return ""
+	case u.User != nil:
+		p.fault(n, "network.proxy holds credentials, which a policy is no place for; write \"user:password\" to a file of root's and name it by proxy_auth_file")
+		return ""
+	case u.Scheme != "http":
+		p.fault(n, "network.proxy %q cannot be used: only http:// is spoken to a proxy, %s", s, example)
+		return ""
+	case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		p.fault(n, "network.proxy %q has a path; write the host and port alone, %s", s, example)
+		return ""
+	}
+	host, port := u.Hostname(), u.Port()
+	if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+		p.fault(n, "network.proxy %q needs a port, %s", s, example)
+		return ""
+	}
+	addr, err := netip.ParseAddr(host)
+	if err == nil {
+		if addr = addr.Unmap().WithZone(""); addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
+			p.fault(n, "network.proxy: %s is never reachable from a sandbox; name an address of the network", addr)
+			return ""
+		}
+		return net.JoinHostPort(addr.String(), port)
+	}
+	if host, err = NormalHost(host); err != nil {
+		p.fault(n, "network.proxy: %v", err)
+		return ""
+	}
+	return net.JoinHostPort(host, port)
 }
 
 func (p *parser) uplink(n *yaml.Node) string {

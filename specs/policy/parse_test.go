@@ -88,6 +88,7 @@ func TestEveryKey(t *testing.T) {
 			Uplink:  "/run/netns/blue",
 			Ingress: IngressNone,
 			DNS:     []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")},
+			Proxy:   "proxy.example.org:3128", ProxyAuth: "/etc/nemoclaw/proxy-auth",
 		},
 		Egress: Egress{
 			Rules: []Rule{
@@ -225,6 +226,39 @@ func TestIngress(t *testing.T) {
 		case err != nil || p.Network.Ingress != c.ingress:
 			t.Errorf("%s: %v %v; want %q", c.text, p, err, c.ingress)
 		}
+	}
+}
+
+// TestProxy: a proxy is a host and a port, and no password stands in a policy.
+func TestProxy(t *testing.T) {
+	for _, c := range []struct{ text, proxy, fault string }{
+		{"http://proxy.example.org:3128", "proxy.example.org:3128", ""},
+		{"http://10.0.0.1:8080/", "10.0.0.1:8080", ""},
+		{"'http://[2001:db8::1]:8080'", "[2001:db8::1]:8080", ""},
+		{"http://proxy.example.org", "", "needs a port"},
+		{"http://proxy.example.org:0", "", "needs a port"},
+		{"proxy.example.org:3128", "", "not the URL of a proxy"},
+		{"'http://:3128'", "", "host name"},
+		{"https://proxy.example.org:3128", "", "only http://"},
+		{"socks5://proxy.example.org:1080", "", "only http://"},
+		{"http://agent:secret@proxy.example.org:3128", "", "proxy_auth_file"},
+		{"http://proxy.example.org:3128/pac", "", "has a path"},
+		{"http://127.0.0.1:3128", "", "never reachable"},
+		{"http://169.254.169.254:80", "", "never reachable"},
+		{"http://127.1:3128", "", "host name"},
+	} {
+		p, err := Parse("policy.yaml", []byte("network: {proxy: "+c.text+"}\n"))
+		switch {
+		case c.fault != "":
+			if err == nil || !strings.Contains(err.Error(), c.fault) {
+				t.Errorf("%s: %v; want %q", c.text, err, c.fault)
+			}
+		case err != nil || p.Network.Proxy != c.proxy:
+			t.Errorf("%s: %v %v; want %q", c.text, p, err, c.proxy)
+		}
+	}
+	if _, err := Parse("policy.yaml", []byte("network: {proxy_auth_file: /etc/x}\n")); err == nil || !strings.Contains(err.Error(), "needs network.proxy") {
+		t.Errorf("credentials without a proxy: %v", err)
 	}
 }
 

@@ -97,6 +97,11 @@ type Network struct {
 	Uplink  string // one of the words below, or the absolute path of a namespace
 	Ingress string // IngressAll, IngressNone, or ports: "80,8000-8100"
 	DNS     []netip.Addr
+	// Proxy is by which every connection goes, as host:port; empty: none does.
+	// It resolves the names, so that no address of theirs can be checked.
+	Proxy string
+	// ProxyAuth is the host's file with the "user:password" for it, or empty.
+	ProxyAuth string
 }
 
 // The words of network.uplink and network.ingress.
