@@ -77,6 +77,7 @@ var attacks = []attack{
 	{52, "a worker that was taken over", []string{"egress/monitor TestOpenConnections", "egress/monitor TestWorkersWordsAreBounded", "cmd/nemoclaw-gateway TestTakenOver"}, ""},
 	{53, "data with the SYN, before anything was decided", []string{"integration TestNetAttackFence: data with the SYN", "egress/worker TestNothingPassesBeforeItIsWritten"}, ""},
 	{54, "a server that vanishes while much is under way", []string{"integration TestUpstreamVanishes"}, ""},
+	{55, "a packet that nobody decided about", []string{"integration TestEveryPacketIsExplained"}, ""},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

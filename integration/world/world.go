@@ -277,8 +277,28 @@ func (w *World) Dial(addr netip.AddrPort) (c net.Conn, err error) {
 // Capture calls saw with every packet, from its IP header on, that enters the
 // internet from the uplink. It returns when the capture has begun.
 func (w *World) Capture(saw func(packet []byte)) error {
+	return w.capture(w.internet, func(outgoing bool, packet []byte) {
+		if !outgoing {
+			saw(packet)
+		}
+	})
+}
+
+// CaptureAt calls saw with every packet, from its IP header on, on each interface
+// but lo of the network namespace at path, and whether it goes out there. It
+// returns when the capture has begun, which ends with the world.
+func (w *World) CaptureAt(path string, saw func(outgoing bool, packet []byte)) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return fmt.Errorf("cannot open the namespace: %w", err)
+	}
+	defer ns.Close()
+	return w.capture(ns, saw)
+}
+
+func (w *World) capture(ns netns.NsHandle, saw func(outgoing bool, packet []byte)) error {
 	var fd int
-	err := in(w.internet, func() (err error) {
+	err := in(ns, func() (err error) {
 		proto := uint16(unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8)
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto)); err != nil {
 			return err
@@ -307,8 +327,8 @@ func (w *World) Capture(saw func(packet []byte)) error {
 			if err != nil || rerr != nil {
 				return
 			}
-			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype != unix.PACKET_OUTGOING && ll.Ifindex != loopback {
-				saw(append([]byte(nil), buf[:n]...))
+			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Ifindex != loopback {
+				saw(ll.Pkttype == unix.PACKET_OUTGOING, append([]byte(nil), buf[:n]...))
 			}
 		}
 	}()
