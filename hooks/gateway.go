@@ -194,7 +194,7 @@ func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, 
 }
 
 // Release is the last step before the program runs: the cable is moved, the
-// namespace is sealed and verified, and the gateway says that it decides.
+// namespace is sealed and verified, and the gateway knows of it.
 func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	links, err := Connect(dir, inner, uplinkMode, ingress)
 	if err != nil {

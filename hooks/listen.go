@@ -12,7 +12,7 @@ import (
 	"nemoclaw/egress/control"
 )
 
-// backlog is how many connections wait for a worker that is being restarted.
+// backlog is how many connections wait for a worker that is being started.
 const backlog = 4096
 
 // A listener is one socket of the gateway in the inner namespace.

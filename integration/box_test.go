@@ -517,18 +517,35 @@ func (b *box) monitor() int {
 	return m.PID
 }
 
+// If there is none yet, an empty datagram in place of a question starts it.
 func (b *box) worker() int {
 	b.t.Helper()
-	var workers []int
-	for _, pid := range children(b.monitor()) {
-		if runs(pid, "worker") {
-			workers = append(workers, pid)
-		}
+	if len(b.workers()) == 0 {
+		b.inside(func() error {
+			c, err := net.Dial("udp", "198.18.0.1:53")
+			if err != nil {
+				return err
+			}
+			_, err = c.Write(nil)
+			return errors.Join(err, c.Close())
+		})
+		waitFor(b.t, func() bool { return b.status().Worker != 0 })
 	}
+	workers := b.workers()
 	if len(workers) != 1 {
 		b.t.Fatalf("the monitor has the workers %v", workers)
 	}
 	return workers[0]
+}
+
+func (b *box) workers() (pids []int) {
+	b.t.Helper()
+	for _, pid := range children(b.monitor()) {
+		if runs(pid, "worker") {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // runs reports whether a process is the gateway's program with this argument.
@@ -540,12 +557,18 @@ func runs(pid int, arg string) bool {
 // loseGateway kills the gateway, and has it that nobody can start it again.
 func (b *box) loseGateway() {
 	b.t.Helper()
-	worker, err := unix.PidfdOpen(b.worker(), 0)
-	b.must(err)
-	defer unix.Close(worker)
+	var workers []int
+	for _, pid := range b.workers() {
+		worker, err := unix.PidfdOpen(pid, 0)
+		b.must(err)
+		defer unix.Close(worker)
+		workers = append(workers, worker)
+	}
 	kill(b.t, b.monitor()) // first: it would start another worker
-	if !ended(worker) {
-		b.t.Fatal("the worker outlives its monitor")
+	for _, worker := range workers {
+		if !ended(worker) {
+			b.t.Fatal("the worker outlives its monitor")
+		}
 	}
 	b.must(os.Remove(filepath.Join(b.gatewayDir(), "attach.json")))
 }

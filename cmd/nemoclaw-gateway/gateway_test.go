@@ -137,20 +137,22 @@ func (g *gateway) monitor() int {
 // worker is the only child of the monitor.
 func (g *gateway) worker() string {
 	g.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", g.monitor()))
-	g.must(err)
-	pids := strings.Fields(string(b))
-	if len(pids) == 0 { // another of its threads started it
-		out, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", g.monitor()))
-		for _, f := range out {
-			b, _ := os.ReadFile(f)
-			pids = append(pids, strings.Fields(string(b))...)
-		}
-	}
+	pids := g.children()
 	if len(pids) != 1 {
 		g.Fatalf("the monitor has the children %v", pids)
 	}
 	return pids[0]
+}
+
+// children are those of the monitor, whichever of its threads started them.
+func (g *gateway) children() (pids []string) {
+	g.Helper()
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", g.monitor()))
+	for _, list := range lists {
+		b, _ := os.ReadFile(list)
+		pids = append(pids, strings.Fields(string(b))...)
+	}
+	return pids
 }
 
 // A gateway from its start to its end: what it holds, what it is confined to,
@@ -167,6 +169,17 @@ func TestGateway(t *testing.T) {
 	}
 	if cwd, _ := os.Readlink(proc + "/cwd"); cwd != "/" {
 		t.Errorf("the monitor stands in %s", cwd)
+	}
+
+	// A connection that there is no way out for is refused. It starts the worker.
+	if n := len(g.children()); n != 0 {
+		t.Errorf("before the first connection the monitor has %d children", n)
+	}
+	program := exec.Command("/proc/self/exe", "connect", "192.0.2.1:25")
+	program.Stderr = os.Stderr
+	g.must(hooks.In(g.inner, program.Start))
+	if err := program.Wait(); err != nil {
+		t.Error("a connection without an uplink was not refused")
 	}
 
 	// The worker has given everything up.
@@ -190,14 +203,6 @@ func TestGateway(t *testing.T) {
 	defer ruleset.Close()
 	if fi, err := ruleset.Stat(); err != nil || fi.Name() == "" || fi.Mode()&os.ModeCharDevice == 0 {
 		t.Errorf("the ruleset came back as %v %v", fi, err)
-	}
-
-	// A connection that there is no way out for is refused.
-	program := exec.Command("/proc/self/exe", "connect", "192.0.2.1:25")
-	program.Stderr = os.Stderr
-	g.must(hooks.In(g.inner, program.Start))
-	if err := program.Wait(); err != nil {
-		t.Error("a connection without an uplink was not refused")
 	}
 
 	// init's end is the gateway's.

@@ -213,7 +213,8 @@ func newNetns(ts *testscript.TestScript) *os.File {
 	return f
 }
 
-// listen opens six sockets; nobody connects to them.
+// listen opens six sockets. In the first a connection waits, so that there is a
+// worker; nobody else connects to them.
 func listen(*os.File) (files []*os.File, err error) {
 	for range control.SetupFiles - 1 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -226,6 +227,13 @@ func listen(*os.File) (files []*os.File, err error) {
 			return files, err
 		}
 		files = append(files, f)
+		if len(files) == 1 {
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				return files, err
+			}
+			c.Close()
+		}
 	}
 	return files, nil
 }

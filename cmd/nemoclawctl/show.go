@@ -147,7 +147,7 @@ func policyText(name, file string) string {
 func gatewayText(st *control.Status) string {
 	worker := "worker " + strconv.Itoa(st.Worker)
 	if st.Worker == 0 {
-		worker = "worker is being restarted; connections wait"
+		worker = "a worker starts with the next connection"
 	}
 	return fmt.Sprintf("monitor %d, %s, %d restarts, since %s", st.Monitor, worker, st.Restarts, st.Since.Format(time.RFC3339))
 }

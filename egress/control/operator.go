@@ -19,7 +19,7 @@ import "time"
 type Status struct {
 	ID         string    `json:"id"`
 	Monitor    int       `json:"monitor_pid"`
-	Worker     int       `json:"worker_pid"` // 0: being restarted; connections queue
+	Worker     int       `json:"worker_pid"` // 0: none is ready; one starts with the next connection
 	Restarts   int       `json:"restarts"`   // of the worker
 	Since      time.Time `json:"since"`
 	Policy     string    `json:"policy"` // name

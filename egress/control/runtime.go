@@ -5,7 +5,7 @@ package control
 //
 //	[ nemoclaw create ]                       [ monitor ]
 //	attach{…} + inner, uplink namespaces  ──▶ opens the audit log and the
-//	                                          listeners, starts the worker
+//	                                          listeners: connections queue
 //	                                      ◀── ready | fault{text}
 //	commit{…} + init's pidfd, the ruleset ──▶ from here on it lives as long
 //	                                          as init
@@ -16,7 +16,7 @@ package control
 //
 //	join{…} + the namespace, init's pidfd, the ruleset
 //	           ──▶  ok: one more container lives behind the gateway | fault{text}
-//	started{}  ──▶  ok once the worker decides connections | fault{text}
+//	started{}  ──▶  ok: who decides a connection, knows the uplink | fault{text}
 //	ruleset{}  ──▶  ok + the container's filled Landlock ruleset | fault{text}
 //	leave{}    ──▶  ok, others: how many containers the gateway still has
 //

@@ -21,9 +21,10 @@ import (
 //	count{}                               ──▶
 //	                                      ◀── counted{dns}, for whoever graphs it
 //
-// Until the first rules everything waits in the listeners' queues. If either
-// side ends, the other notices by the end of the conversation: the worker
-// exits, the monitor starts another.
+// A worker is started when something waits in the listeners' queues; there it
+// stays until the first rules. If either side ends, the other notices by the end
+// of the conversation: the worker exits, the monitor starts another when it is
+// needed.
 
 // ToWorker is what the monitor says; exactly one field is set.
 type ToWorker struct {

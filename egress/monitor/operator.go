@@ -142,10 +142,14 @@ func (m *Monitor) status() control.Status {
 	if m.rules.latest.Generation != 0 {
 		generation = m.rules.latest.Generation
 	}
+	worker := 0
+	if m.worker.ready {
+		worker = m.worker.pid
+	}
 	return control.Status{
 		ID:          m.attached.ID,
 		Monitor:     os.Getpid(),
-		Worker:      m.worker.pid,
+		Worker:      worker,
 		Restarts:    m.worker.restarts,
 		Since:       m.since,
 		Policy:      m.attached.PolicyName,

@@ -24,6 +24,7 @@ func TestDecisions(t *testing.T) {
 	if a := s.attach(); a.Fault != "" {
 		t.Fatal(a.Fault)
 	}
+	s.knock("tcp", queues[0].addr)
 	w := s.worker()
 	w.apply()
 	s.commit()
@@ -135,6 +136,7 @@ func TestUsesAreCountedOnce(t *testing.T) {
 	if a := s.attach(); a.Fault != "" {
 		t.Fatal(a.Fault)
 	}
+	s.knock("tcp", queues[0].addr)
 	w = s.worker()
 	if r := w.apply(); len(r.Grants) != 1 || r.Grants[0].Uses != 1 || !r.Grants[0].Counted {
 		t.Errorf("the next monitor's worker is told %+v", r.Grants)

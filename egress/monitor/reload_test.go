@@ -245,7 +245,7 @@ func TestNotEnforcedIsSaid(t *testing.T) {
 	if a := fresh.attach(); a.Fault != "" {
 		t.Fatal(a.Fault)
 	}
-	fresh.worker().apply()
+	fresh.commit()
 	fresh.awaitLine(`"kind":"note"`, "egress.enforce is audit")
 }
 

@@ -42,13 +42,16 @@ func (r *rules) message(file string, l *ledger) control.Rules {
 }
 
 // put changes the rules, tells the worker, and waits until they are in force.
-// An error means that they are not yet: a worker that is being restarted
-// begins with them. The caller holds m.changes.
+// Without a worker they are at once: nothing passes, and the next one begins
+// with them. An error means that they are not yet. The caller holds m.changes.
 func (m *Monitor) put(change func(*rules)) (control.Applied, error) {
 	m.mu.Lock()
 	change(&m.rules)
 	m.rules.generation++
 	generation := m.rules.generation
+	if m.worker.conn == nil {
+		m.rules.setApplied(control.Applied{Generation: generation})
+	}
 	m.tellRules()
 	m.mu.Unlock()
 	return m.awaitApplied(generation)
@@ -90,9 +93,14 @@ func (m *Monitor) noteApplied(a control.Applied) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.worker.ready = true
-	m.rules.latest = a
-	close(m.rules.applied)
-	m.rules.applied = make(chan struct{})
+	m.rules.setApplied(a)
+}
+
+// setApplied notes which rules are in force and tells whoever waits for them.
+func (r *rules) setApplied(a control.Applied) {
+	r.latest = a
+	close(r.applied)
+	r.applied = make(chan struct{})
 }
 
 func (m *Monitor) awaitApplied(generation uint64) (control.Applied, error) {

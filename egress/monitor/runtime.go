@@ -72,7 +72,8 @@ func (m *Monitor) answer(conn *control.Conn) {
 	_ = conn.Send(answer, reply...)
 }
 
-// started is answered once the worker decides by rules that know the uplink.
+// started is answered once whoever decides does so by rules that know the
+// uplink: the worker, or the one that the first connection starts.
 func (m *Monitor) started(s *control.Started) error {
 	m.changes.Lock()
 	defer m.changes.Unlock()

@@ -36,6 +36,7 @@ type worker struct {
 	pid      int
 	ready    bool                        // it has put rules into force
 	open     map[string]*control.Process // connections passing, by their request, and whose they are
+	wanted   bool                        // it is being started
 	restarts int
 }
 
@@ -60,12 +61,13 @@ func (w worker) kill() {
 	}
 }
 
-// superviseWorker keeps a worker running until ctx is done. The first restart
-// is immediate; a worker that keeps dying is restarted less and less often.
-// Meanwhile connections queue in the listeners.
+// superviseWorker starts a worker when the first connection or question waits
+// for it, and another for the next one after its end, until ctx is done. The
+// first restart may be immediate; a worker that keeps dying is restarted less
+// and less often. Meanwhile connections queue in the listeners.
 func (m *Monitor) superviseWorker(ctx context.Context) {
 	var backoff time.Duration
-	for ctx.Err() == nil {
+	for m.awaitDemand(ctx) {
 		begun := time.Now()
 		why := m.runWorker(ctx)
 		if ctx.Err() != nil {
@@ -83,16 +85,18 @@ func (m *Monitor) superviseWorker(ctx context.Context) {
 	}
 }
 
-// workerEnded writes down why a worker has ended.
+// workerEnded writes down why a worker has ended. Its connections ended with
+// it, and the next one begins with the rules as they are then: whoever waits for
+// them to come into force need not wait any more.
 func (m *Monitor) workerEnded(why error) {
 	m.mu.Lock()
 	open := len(m.worker.open)
 	m.worker = worker{restarts: m.worker.restarts + 1}
 	m.pending.releaseAll()
 	m.tally.ended()
-	m.rules.latest = control.Applied{} // nothing is in force until the next one says so
+	m.rules.setApplied(control.Applied{Generation: m.rules.generation, Cut: open})
 	m.mu.Unlock()
-	line := m.change(audit.KindWorker, fmt.Sprintf("worker ended with %d open connections and is started again: %v", open, why))
+	line := m.change(audit.KindWorker, fmt.Sprintf("worker ended with %d open connections and is started again when it is needed: %v", open, why))
 	line.SeverityID = audit.High
 	line.StatusID = 2
 	_ = m.log.Append(line) // its fault shows in Status
@@ -113,6 +117,10 @@ func (m *Monitor) runWorker(ctx context.Context) error {
 	cmd.WaitDelay = time.Second
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	m.mu.Lock()
+	m.worker.wanted = true
+	born := m.cgroup // which a child inherits
+	m.mu.Unlock()
 	err = startIn(m.uplink, cmd)
 	theirs.Close()
 	if err != nil {
@@ -120,7 +128,7 @@ func (m *Monitor) runWorker(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	err = m.converse(conn, cmd.Process)
+	err = m.converse(conn, cmd.Process, born)
 	conn.Close()
 	patience := time.AfterFunc(drainWait, func() { _ = cmd.Process.Kill() })
 	werr := cmd.Wait()
@@ -148,8 +156,8 @@ func startIn(ns *os.File, cmd *exec.Cmd) error {
 }
 
 // converse hands a new worker what it works with and answers it until the
-// conversation ends.
-func (m *Monitor) converse(conn *control.Conn, p *os.Process) error {
+// conversation ends. born is the cgroup that it was started in.
+func (m *Monitor) converse(conn *control.Conn, p *os.Process, born *cgroup) error {
 	a := &m.attached
 	setup := control.Setup{ID: a.ID, Nameservers: a.Nameservers, Search: a.Search, Hosts: a.Hosts, Proxy: m.proxy, HostUplink: a.HostUplink}
 	files := append(append([]*os.File{}, m.listeners...), m.names)
@@ -160,8 +168,12 @@ func (m *Monitor) converse(conn *control.Conn, p *os.Process) error {
 	defer close(questions)
 	m.mu.Lock()
 	m.worker.conn, m.worker.process, m.worker.pid = conn, p, p.Pid
+	m.rules.latest = control.Applied{} // nothing is in force until it says so
 	m.tellRules()
-	err := m.cgroup.join(p.Pid)
+	var err error
+	if m.cgroup != born { // the monitor has moved meanwhile
+		err = m.cgroup.join(p.Pid)
+	}
 	m.mu.Unlock()
 	if err != nil {
 		m.note(err.Error())
@@ -230,7 +242,7 @@ func (m *Monitor) awaitIdle(wait time.Duration) bool {
 	defer cancel()
 	for {
 		m.mu.Lock()
-		idle := m.worker.conn == nil || len(m.worker.open) == 0
+		idle := len(m.worker.open) == 0 && (m.worker.ready || !m.worker.wanted)
 		m.mu.Unlock()
 		if idle {
 			return true

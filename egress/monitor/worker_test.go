@@ -10,6 +10,37 @@ import (
 	"nemoclaw/egress/control"
 )
 
+// There is no worker before something waits for it, in whichever of the queues.
+// Rules that come before are in force at once: it begins with them.
+func TestWorkerStartsOnDemand(t *testing.T) {
+	for _, q := range queues {
+		t.Run(q.network+" "+q.addr, func(t *testing.T) {
+			s := newSandbox(t)
+			if a := s.attach(); a.Fault != "" {
+				t.Fatal(a.Fault)
+			}
+			s.commit()
+			s.save(onlyExample + "    - host: late.example.org\n      port: 443\n")
+			var reloaded control.Reloaded
+			if code := s.operator("POST", "/v1/reload", "", &reloaded); code != 200 || reloaded.Generation != 2 {
+				t.Errorf("a reload without a worker: %d, %+v", code, reloaded)
+			}
+			if st := s.status(); st.Worker != 0 || st.Restarts != 0 || st.Generation != 2 {
+				t.Errorf("before the first connection: %+v", st)
+			}
+			s.knock(q.network, q.addr)
+			w := s.worker()
+			if r := w.apply(); r.Generation != 2 || !strings.Contains(string(r.Policy), "late.example.org") {
+				t.Errorf("the first worker is told %+v", r)
+			}
+			w.record(control.Record{Verdict: control.Refuse, Host: "x.example.org", Port: 443, Reason: "not-listed"})
+			if st := s.status(); st.Worker == 0 {
+				t.Error("the status tells of no worker")
+			}
+		})
+	}
+}
+
 // A worker that dies is replaced by one with the same listeners, the same
 // rules and the same decisions, and the log says so.
 func TestWorkerRestart(t *testing.T) {
@@ -36,7 +67,7 @@ func TestWorkerRestart(t *testing.T) {
 }
 
 // A worker that does not put rules into force within a second is killed: what
-// they revoke must not go on. Whoever asked is answered by the next one.
+// they revoke must not go on, and with it it does not.
 func TestStuckWorkerIsKilled(t *testing.T) {
 	s, stuck := up(t)
 	answer := make(chan int, 1)
@@ -46,8 +77,7 @@ func TestStuckWorkerIsKilled(t *testing.T) {
 	if m := stuck.next(); m.Rules == nil {
 		t.Fatalf("the monitor said %+v", m)
 	}
-	next := s.worker() // although the first never ended by itself
-	next.apply()
+	s.worker().apply() // although the first never ended by itself
 	if code := <-answer; code != 200 {
 		t.Errorf("the operator is answered %d", code)
 	}
@@ -68,6 +98,7 @@ func TestUnwritableLog(t *testing.T) {
 	if a := s.attach(); a.Fault != "" {
 		t.Fatal(a.Fault)
 	}
+	s.knock("tcp", queues[0].addr)
 	w := s.worker()
 	w.apply()
 	s.commit()

@@ -34,8 +34,8 @@ func (b *box) gateway() []Layer {
 		return []Layer{g, p}
 	}
 	g.Verified = "processes looked up in /proc, the monitor asked on its socket"
-	if b.status.Worker == 0 {
-		g.fault("there is no worker: connections wait until it is started again")
+	if b.status.Worker == 0 { // nothing passes
+		g.Active = fmt.Sprintf("monitor %d; a worker starts with the next connection, %d restarts", b.status.Monitor, b.status.Restarts)
 	} else {
 		b.workerLayer(&g, b.status.Worker)
 	}

@@ -22,13 +22,24 @@ func (b *bench) memory() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	client, g, err := b.sandbox(s)
+	client, find, err := b.sandbox(s)
 	if err != nil {
 		return err
 	}
 	s.closers = append(s.closers, client.Close)
-	t := table{Title: "A gateway's memory and descriptors, monitor and worker together", Unit: "MiB, or a number"}
+	t := table{Title: "A gateway's memory and descriptors: the monitor, and the worker once there is one", Unit: "MiB, or a number"}
+	g, err := find()
+	if err != nil {
+		return err
+	}
 	idle, err := g.use()
+	if err != nil {
+		return err
+	}
+	if g, err = awake(client, find); err != nil {
+		return err
+	}
+	woken, err := g.use()
 	if err != nil {
 		return err
 	}
@@ -48,9 +59,12 @@ func (b *bench) memory() (err error) {
 	with := fmt.Sprintf(" with %d open connections", openConnections)
 	one("PSS, idle", idle.pss, 12, 8)
 	one("RSS, idle", idle.rss, 0, 0)
+	one("PSS, idle after a first connection", woken.pss, 0, 0)
+	one("RSS, idle after a first connection", woken.rss, 0, 0)
 	one("PSS,"+with, busy.pss, 40, 25)
 	one("RSS,"+with, busy.rss, 0, 0)
 	one("descriptors, idle", idle.files, 0, 0)
+	one("descriptors, idle after a first connection", woken.files, 0, 0)
 	one("descriptors,"+with, busy.files, 0, 0)
 	if err := b.print(t); err != nil {
 		return err
@@ -62,7 +76,7 @@ func (b *bench) memory() (err error) {
 type use struct{ pss, rss, files float64 }
 
 func (g gateway) use() (sum use, err error) {
-	for _, pid := range []int{g.monitor, g.worker} {
+	for _, pid := range g {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
 			return sum, err

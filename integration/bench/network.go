@@ -287,11 +287,15 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 	web, streams := net.JoinHostPort(s.web.String(), "80"), net.JoinHostPort(s.streams.String(), "5001")
 	add(path{directPath, direct, web, streams, nil})
 
-	sandbox, g, err := b.sandbox(s)
+	sandbox, find, err := b.sandbox(s)
 	if err != nil {
 		return nil, nil, err
 	}
-	add(path{gatewayPath, sandbox, webHost + ":80", streamHost + ":5001", []int{g.monitor, g.worker}})
+	g, err := awake(sandbox, find)
+	if err != nil {
+		return nil, nil, errors.Join(err, sandbox.Close())
+	}
+	add(path{gatewayPath, sandbox, webHost + ":80", streamHost + ":5001", g})
 
 	if err := s.plugClients(); err != nil {
 		return nil, nil, err
@@ -314,25 +318,33 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 	return paths, missing, nil
 }
 
-// sandbox starts a client in a sandbox whose gateway leads to s.
-func (b *bench) sandbox(s *site) (*remote, gateway, error) {
+// awake returns the gateway after a first connection, which starts its worker.
+func awake(client *remote, find func() (gateway, error)) (gateway, error) {
+	if _, err := client.ask(order{Op: "hold", Addr: echoHost + ":7000", Count: 1}); err != nil {
+		return nil, err
+	}
+	if _, err := client.ask(order{Op: "drop"}); err != nil {
+		return nil, err
+	}
+	return find()
+}
+
+// sandbox starts a client in a sandbox whose gateway leads to s, and returns how
+// to find that gateway's processes.
+func (b *bench) sandbox(s *site) (*remote, func() (gateway, error), error) {
 	c, err := b.contestant(nemoclaw)
 	if err != nil {
-		return nil, gateway{}, err
+		return nil, nil, err
 	}
 	bundle, err := b.bundle("client", dockerProfile, b.rootfs(), clientProgram, clientArg)
 	if err != nil {
-		return nil, gateway{}, err
+		return nil, nil, err
 	}
 	client, id, err := b.startIn(c, bundle, "--policy", s.policy)
 	if err != nil {
-		return nil, gateway{}, err
+		return nil, nil, err
 	}
-	g, err := gatewayOf(c, id)
-	if err != nil {
-		return nil, gateway{}, errors.Join(err, client.Close())
-	}
-	return client, g, nil
+	return client, func() (gateway, error) { return gatewayOf(c, id) }, nil
 }
 
 // network measures a long stream, many short connections, and a lone client's

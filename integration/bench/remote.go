@@ -99,20 +99,17 @@ func (b *bench) startIn(c contestant, bundle string, flags ...string) (r *remote
 	return r, id, nil
 }
 
-// gateway is the processes of a sandbox's gateway.
-type gateway struct{ monitor, worker int }
+// gateway is the processes of a sandbox's gateway: its monitor, and the worker
+// once a connection has started it.
+type gateway []int
 
 // gatewayOf finds the gateway of nemoclaw's container id.
 func gatewayOf(c contestant, id string) (gateway, error) {
 	m, err := control.ReadMonitor(control.Gateway(control.Dir("/run/nemoclaw", c.argv[2], id)))
 	if err != nil {
-		return gateway{}, err
+		return nil, err
 	}
-	workers := children(m.PID)
-	if len(workers) != 1 {
-		return gateway{}, fmt.Errorf("monitor %d has the workers %v", m.PID, workers)
-	}
-	return gateway{m.PID, workers[0]}, nil
+	return append(gateway{m.PID}, children(m.PID)...), nil
 }
 
 // children returns the processes that the threads of pid have started.
