@@ -11,17 +11,20 @@ import (
 )
 
 // The scripts ask the program itself what may come next. A colon ends a word for
-// bash, and HOST:PORT has one: what is written so far is read from the line.
+// bash, and HOST:PORT has one: what is written so far is read from the line. The
+// words are compared and never expanded, as compgen -W would: what is pending was
+// named by strangers.
 const (
 	bashCompletion = `_nemoclawctl() {
-  local line=${COMP_LINE:0:COMP_POINT}
+  local line=${COMP_LINE:0:COMP_POINT} word
   local cur=${line##*[[:space:]]}
+  local colon=${cur%"${cur##*:}"}
   local -a before
   read -ra before <<<"${line%"$cur"}"
-  local IFS=$'\n'
-  COMPREPLY=($(compgen -W "$("${before[@]}" --generate-bash-completion 2>/dev/null)" -- "$cur"))
-  local colon=${cur%"${cur##*:}"}
-  COMPREPLY=("${COMPREPLY[@]#"$colon"}")
+  COMPREPLY=()
+  while IFS= read -r word; do
+    [[ $word == "$cur"* ]] && COMPREPLY+=("${word#"$colon"}")
+  done < <("${before[@]}" --generate-bash-completion 2>/dev/null)
 }
 complete -o nosort -F _nemoclawctl nemoclawctl
 `
@@ -94,11 +97,18 @@ func completeThen(c *cli.Context, then func(*sandbox) []string) {
 			return
 		}
 		for _, w := range then(s) {
-			if !slices.Contains(words[1:], w) {
-				fmt.Fprintln(c.App.Writer, cell(w))
+			if !slices.Contains(words[1:], w) && plain(w) {
+				fmt.Fprintln(c.App.Writer, w)
 			}
 		}
 	}
+}
+
+// plain tells whether a word means itself to every shell: it ends up on a command
+// line as it is.
+func plain(word string) bool {
+	const most = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.:_-[]"
+	return strings.Trim(word, most) == ""
 }
 
 // completePending offers what waits for a decision.

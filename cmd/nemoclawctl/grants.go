@@ -112,7 +112,7 @@ var metricsCommand = &cli.Command{
 		}
 		text, err := s.text("/metrics")
 		if err == nil {
-			_, err = fmt.Fprint(c.App.Writer, strings.TrimRight(text, "\n")+"\n")
+			_, err = fmt.Fprint(c.App.Writer, printable(strings.TrimRight(text, "\n"))+"\n")
 		}
 		return err
 	},

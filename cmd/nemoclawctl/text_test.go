@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -83,5 +86,35 @@ func TestWho(t *testing.T) {
 		if err := table(&b, [][]string{{who(c.p)}}); err != nil || b.String() != c.want+"\n" {
 			t.Errorf("%+v is shown as %q, %v, want %q", c.p, b.String(), err, c.want)
 		}
+	}
+}
+
+// What completion offers is compared with what is typed and never expanded, and
+// is offered only if it means itself on a command line.
+func TestCompletionRunsNothing(t *testing.T) {
+	for word, want := range map[string]bool{
+		"api.example.org:443": true, "[2001:db8::1]:443": true,
+		"$(id).example:443": false, "`id`:443": false, "a;id:443": false, "a b:443": false, "~root:1": false, "*:1": false, "a'b:1": false,
+	} {
+		if plain(word) != want {
+			t.Errorf("%q is offered: %v, want %v", word, !want, want)
+		}
+	}
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("bash is not installed")
+	}
+	cmd := exec.Command(bash, "-c", bashCompletion+`
+nemoclawctl() { printf '%s\n' 'x$(touch ran)' 'x`+"`touch ran`"+`' 'x*' 'x.example:443'; }
+COMP_LINE='nemoclawctl approve web x' COMP_POINT=25
+_nemoclawctl
+printf '%s\n' "${COMPREPLY[@]}"`)
+	cmd.Dir = t.TempDir()
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "x$(touch ran)\nx`touch ran`\nx*\nx.example:443\n" {
+		t.Errorf("completed %q, %v", out, err)
+	}
+	if _, err := os.Stat(filepath.Join(cmd.Dir, "ran")); err == nil {
+		t.Error("a word was run")
 	}
 }
