@@ -225,3 +225,28 @@ func TestDeleteBesideCreate(t *testing.T) {
 		t.Errorf("left behind: %q", left)
 	}
 }
+
+// A repair brings nothing back that was revoked, also where the policy file has a
+// fault by then: what the lost gateway had in force is what the next begins with.
+func TestRepairBringsNothingBack(t *testing.T) {
+	for _, c := range []struct{ name, file string }{
+		{"the file has a fault", "egress: {rulez: []}\n"},
+		{"the file is half written", "version: 1\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := newEarth(t)
+			b, main := e.sandbox(allowed...)
+			main.want("ok hello", "dial echo.good.example:7000 hello")
+			b.policy(e.policy(e.Uplink(), "web.good.example 80"))
+			b.await("the reload", func(l line) bool { return strings.HasPrefix(l.Message, "policy generation") })
+			main.want("ECONNRESET", "dial echo.good.example:7000 hello")
+			b.policy(c.file)
+			kill(t, b.monitor())
+			if got := b.nemoclaw(nil, "repair", b.id); got.code != 0 {
+				t.Fatalf("repair: %s", got)
+			}
+			main.want("ECONNRESET", "dial echo.good.example:7000 hello")
+			main.want("ok 200", "http web.good.example:80 web.good.example")
+		})
+	}
+}

@@ -184,16 +184,24 @@ func (m *Monitor) announce() error {
 	return control.WriteMonitor(m.Dir, &control.Monitor{PID: os.Getpid(), Start: start})
 }
 
-// loadRules makes the first generation of rules from what create parsed, and
-// from the decisions that a monitor before this one left.
+// loadRules makes the first generation of rules from what create parsed, or from
+// the policy and the decisions that a monitor before this one had in force: what
+// was revoked must not come back where the file has a fault by now.
 func (m *Monitor) loadRules() error {
 	a := &m.attached
-	p, err := policy.Parse(a.PolicyFile, a.Policy)
+	created, err := policy.Parse(a.PolicyFile, a.Policy)
 	if err != nil {
 		return err
 	}
-	if m.proxy, err = openProxy(p.Network); err != nil {
+	if m.proxy, err = openProxy(created.Network); err != nil {
 		return err
+	}
+	p, source := created, a.Policy
+	if len(a.Latest) > 0 {
+		if p, err = policy.Parse(a.PolicyFile, a.Latest); err != nil {
+			return err
+		}
+		source = a.Latest
 	}
 	if m.ledger, err = openLedger(m.Dir); err != nil {
 		return err
@@ -204,9 +212,9 @@ func (m *Monitor) loadRules() error {
 	m.rules = rules{
 		generation: 1,
 		policy:     p,
-		created:    p,
-		source:     a.Policy,
-		warnings:   warnings(p, a.Policy),
+		created:    created,
+		source:     source,
+		warnings:   warnings(p, source),
 		applied:    make(chan struct{}),
 	}
 	return nil

@@ -143,6 +143,10 @@ func (m *Monitor) adopt(p *policy.Policy, src []byte) (control.Reloaded, error) 
 		m.rules.fault = err.Error()
 		m.mu.Unlock()
 	}
+	m.attached.Latest = src
+	if kerr := control.WriteAttach(m.Dir, &m.attached); err == nil {
+		err = kerr
+	}
 	generation := m.generation()
 	added, removed := compare(ruleSet(old), ruleSet(p))
 	text := fmt.Sprintf("policy generation %d: +%d -%d rules, cut %d", generation, added, removed, applied.Cut)
