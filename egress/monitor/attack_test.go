@@ -3,6 +3,8 @@ package monitor
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -48,7 +50,7 @@ func TestOpenConnections(t *testing.T) {
 func TestWorkersWordsAreBounded(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	var p pendings
-	p.add(&control.Record{Host: long, Port: 1, Reason: "not-listed", Request: long, Process: &control.Process{
+	p.add(&control.Record{Host: "api.example.org", Port: 1, Reason: "not-listed", Request: long, Process: &control.Process{
 		Name: long, Exe: long, Args: []string{long}, Ancestors: strings.Split(strings.Repeat(long+" ", 20), " "),
 	}}, "not-listed", time.Now())
 	if n := len(fmt.Sprint(p.list[0], *p.list[0].Process)); n > 8<<10 {
@@ -97,4 +99,100 @@ func TestEventsOfOtherFiles(t *testing.T) {
 	}
 	// What the kernel never writes is no reason to fall over.
 	events([]byte(strings.Repeat("\xff", 100)), "policy.yaml")
+}
+
+// What waits for a decision has a name that a decision could be about: shells,
+// policies and terminals are offered it as it is.
+func TestPendingHasNames(t *testing.T) {
+	for host, kept := range map[string]bool{
+		"api.example.org": true, "192.0.2.7": true, "2001:db8::7": true,
+		"$(reboot)": false, "`reboot`": false, "a;reboot": false, "x y": false, "API.example.org": false,
+		"a\n    - host: evil.example": false, "\x1b[2J": false, "*.example.org": false, "": false,
+	} {
+		var p pendings
+		p.hold(&control.Record{Host: host, Port: 443, Reason: "not-listed", Request: "r"}, time.Now(), time.Minute)
+		if got := len(p.list) == 1; got != kept {
+			t.Errorf("%q is pending: %v, want %v", host, got, kept)
+		}
+	}
+}
+
+// Of many refusals at once most are one line with a count. Those that waited do
+// not wait for ever in the eyes of the operator, nor keep others out of sight.
+func TestWaitingEnds(t *testing.T) {
+	var p pendings
+	now := time.Now()
+	for round := range 2 * maxOpen / 64 {
+		for i := range 64 {
+			p.hold(&control.Record{Host: "www.example.org", Port: 443, Reason: "not-listed", Request: fmt.Sprint(round, "-", i)}, now, time.Second)
+		}
+		if n := p.list[0].Waiting; n != 64 {
+			t.Fatalf("in round %d %d connections wait", round, n)
+		}
+		now = now.Add(time.Second + 2*lateness)
+	}
+	p.lapse(now)
+	if e := p.list[0]; e.Waiting != 0 || e.Until != nil || len(p.held) != 0 {
+		t.Errorf("at the end %d wait until %v, and %d are remembered", e.Waiting, e.Until, len(p.held))
+	}
+}
+
+// A worker's counts have names that are known beforehand, however many it makes
+// up and however often it is started.
+func TestCountsHaveNames(t *testing.T) {
+	m := &Monitor{tally: newTally()}
+	for i := range 1000 {
+		m.heard(&control.Counted{DNS: map[string]uint64{"NOERROR": 1, fmt.Sprint("\x1b[2J", i): 1, strings.Repeat("x", 1<<16): 1}})
+		m.tally.ended()
+	}
+	if d := m.tally.dns; len(d) != 2 || d["NOERROR"] != 1000 || d["other"] != 2000 {
+		t.Errorf("%d kinds of answers, %d NOERROR, %d others", len(d), d["NOERROR"], d["other"])
+	}
+}
+
+// For a decision a process is what it is now. That it looks as it did a moment
+// ago, by its name, its parent and where its arguments lie, is no proof: all of
+// these are a program's to choose.
+func TestOwnerIsNotTakenForGranted(t *testing.T) {
+	pid := os.Getpid()
+	st, err := readStat(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &owners{known: map[int]known{pid: {stat: st, name: "git", at: time.Now(), process: &control.Process{PID: pid, Exe: "/usr/bin/git"}}}}
+	c := caller{Process: uint32(pid), At: math.MaxInt64}
+	copy(c.Name[:], "git")
+	if p := o.called(c, true); p.Exe == "/usr/bin/git" || p.Exe != exe(pid) {
+		t.Errorf("it counts as %s", p.Exe)
+	}
+}
+
+// A monitor that takes the place of one that was lost begins with what that had
+// in force, and not with what create read: what has been revoked stays so where
+// the file has a fault, or is gone, by then.
+func TestNothingRevokedComesBack(t *testing.T) {
+	s, w := up(t)
+	const fewer = "egress:\n  rules: []\n"
+	s.save(fewer)
+	if r := w.apply(); string(r.Policy) != fewer {
+		t.Fatalf("the worker was given %s", r.Policy)
+	}
+	s.awaitLine("policy generation 2: +0 -1 rules")
+	s.save("egress:\n  rulez: []\n")
+	s.awaitLine(`"kind":"fault"`)
+	s.stop()
+	s.waitEnd()
+
+	attach, err := control.ReadAttach(s.dir)
+	s.must(err)
+	s.begin()
+	if a := s.ask(control.ToMonitor{Attach: attach}, s.inner, s.uplink); a.Fault != "" {
+		t.Fatal(a.Fault)
+	}
+	if r := s.worker().apply(); string(r.Policy) != fewer {
+		t.Errorf("the next worker was given %s", r.Policy)
+	}
+	if string(attach.Policy) != onlyExample {
+		t.Errorf("what create read has become %s", attach.Policy)
+	}
 }

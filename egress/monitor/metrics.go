@@ -157,18 +157,27 @@ func (t *tally) note(r *control.Record) {
 	t.got += uint64(max(r.Got, 0))
 }
 
-// heard takes what the worker has counted.
+// heard takes what the worker has counted. What is no answer of ours is counted
+// as one other.
 func (m *Monitor) heard(c *control.Counted) {
-	const most = 64 // response codes have fewer names
-	if len(c.DNS) > most {
-		return
+	counts := map[string]uint64{}
+	for name, n := range c.DNS {
+		if !isAnswer(name) {
+			name = "other"
+		}
+		counts[name] += n
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.tally.current = c.DNS
+	m.tally.current = counts
 	close(m.tally.counted)
 	m.tally.counted = make(chan struct{})
 }
+
+// answers are what the worker counts questions by (RFC 6895, 2.3).
+var answers = []string{"NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "BADVERS", "BADSIG", "dropped"}
+
+func isAnswer(name string) bool { return slices.Contains(answers, name) }
 
 // ended keeps the counts of a worker that is gone.
 func (t *tally) ended() {

@@ -181,6 +181,7 @@ func (m *Monitor) newContainersOnly() (notes []string) {
 func (m *Monitor) undecided() []control.Pending {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.pending.lapse(time.Now())
 	return append([]control.Pending{}, m.pending.list...)
 }
 
@@ -353,6 +354,7 @@ func newGrant(d control.Decision, by string) control.Grant {
 func (m *Monitor) shown(d control.Decision) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.pending.lapse(time.Now())
 	return m.pending.has(d.Host, d.Port, d.Request)
 }
 

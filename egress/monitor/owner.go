@@ -160,7 +160,7 @@ func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Ti
 		return o.called(c, thorough)
 	}
 	if h := o.search(sock.inode, thorough, deadline); h.pid != 0 {
-		return o.describe(h.pid, sock.uid, h.unsure)
+		return o.describe(h.pid, sock.uid, h.unsure, thorough)
 	}
 	return nil
 }
@@ -172,7 +172,7 @@ func (o *owners) called(c caller, thorough bool) *control.Process {
 	if k, ok := o.known[pid]; ok && !thorough && k.name == c.name() && time.Since(k.at) < fresh {
 		return as(k.process, c.UID, "")
 	}
-	p := o.describe(pid, c.UID, "")
+	p := o.describe(pid, c.UID, "", thorough)
 	k := o.known[pid]
 	if p == nil || k.stat.start > c.At/tick {
 		return &control.Process{PID: pid, Name: c.name(), UID: c.UID, Unsure: "it has ended"}
@@ -182,14 +182,16 @@ func (o *owners) called(c caller, thorough bool) *control.Process {
 	return p
 }
 
-// describe reads what the log says of a process, or nil if it has ended.
-func (o *owners) describe(pid int, uid uint32, unsure string) *control.Process {
+// describe reads what the log says of a process, or nil if it has ended. What it
+// reads anew it does not take for known: a process can have another program look
+// like the one before it, by name and by arguments.
+func (o *owners) describe(pid int, uid uint32, unsure string, anew bool) *control.Process {
 	st, err := readStat(pid)
 	if err != nil {
 		return nil
 	}
 	k := o.known[pid]
-	if st != k.stat || time.Since(k.at) > fresh {
+	if anew || st != k.stat || time.Since(k.at) > fresh {
 		p := o.read(pid, st)
 		if again, err := readStat(pid); err != nil || again.start != st.start {
 			return nil

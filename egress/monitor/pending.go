@@ -23,8 +23,9 @@ type pendings struct {
 
 // held is what a connection waits for.
 type held struct {
-	host string
-	port uint16
+	host  string
+	port  uint16
+	until time.Time // when it waits no longer, if nobody says so before
 }
 
 // approvable are the reasons that an approval takes away. The others are a
@@ -42,8 +43,8 @@ func (p *pendings) add(r *control.Record, reason string, now time.Time) {
 	_, waited := p.held[clip(r.Request, maxHost)]
 	p.release(r.Request)
 	host, port := target(r)
-	if host == "" || port == 0 || !approvable(reason) {
-		return
+	if known, err := normal(host); err != nil || known != host || port == 0 || !approvable(reason) {
+		return // it is no name that could be approved, whatever a worker says
 	}
 	if i := p.index(host, port); waited && i >= 0 { // it was counted when it began to wait
 		p.list[i].Last = now
@@ -60,6 +61,7 @@ func (p *pendings) add(r *control.Record, reason string, now time.Time) {
 
 // hold counts a connection that waits for the operator.
 func (p *pendings) hold(r *control.Record, now time.Time, patience time.Duration) {
+	p.lapse(now)
 	p.add(r, r.Reason, now)
 	host, port := target(r)
 	i := p.index(host, port)
@@ -69,8 +71,8 @@ func (p *pendings) hold(r *control.Record, now time.Time, patience time.Duration
 	if p.held == nil {
 		p.held = map[string]held{}
 	}
-	p.held[clip(r.Request, maxHost)] = held{host, port}
 	until := now.Add(patience)
+	p.held[clip(r.Request, maxHost)] = held{host, port, until}
 	p.list[i].Waiting++
 	p.list[i].Until = &until
 }
@@ -89,6 +91,19 @@ func (p *pendings) release(request string) {
 	}
 }
 
+// lateness is how long after its time a connection that waited may be reported.
+const lateness = 5 * time.Second
+
+// lapse forgets those whose time is over: of many refusals at once not each is
+// reported by itself.
+func (p *pendings) lapse(now time.Time) {
+	for request, h := range p.held {
+		if now.After(h.until.Add(lateness)) {
+			p.release(request)
+		}
+	}
+}
+
 // releaseAll forgets that any does: the worker is gone, and they with it.
 func (p *pendings) releaseAll() {
 	p.held = nil
@@ -100,7 +115,7 @@ func (p *pendings) releaseAll() {
 // has tells whether a request is the latest of a host and port, or waits for it.
 func (p *pendings) has(host string, port uint16, request string) bool {
 	if h, ok := p.held[request]; ok {
-		return h == held{host, port}
+		return h.host == host && h.port == port
 	}
 	i := p.index(host, port)
 	return i >= 0 && p.list[i].Request == request
