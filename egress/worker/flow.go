@@ -249,8 +249,12 @@ func (f *flow) decide(now time.Time) {
 			f.verdict.allow, f.verdict.reason = false, reason
 		}
 	}
-	if f.verdict.allow { // from here on recheck may cut it
+	switch {
+	case f.verdict.allow && f.cancel == nil: // from here on recheck may cut it
 		f.ctx, f.cancel = context.WithCancel(f.s.ctx)
+	case !f.verdict.allow && f.cancel != nil: // it was, before its owner was known
+		f.cancel()
+		f.ctx, f.cancel = nil, nil
 	}
 }
 

@@ -45,7 +45,7 @@ func (s *server) beyond(host string, qtype uint16, src netip.AddrPort) func() dn
 	return func() dns.Found {
 		began := time.Now()
 		rec := s.question(control.Allow, host, name, src)
-		rec.Rule, rec.Generation = r.policy.Where(v.Rule), r.generation
+		rec.Rule, rec.Would, rec.Generation = r.policy.Where(v.Rule), string(v.Would), r.generation
 		if err := s.records.write(rec); err != nil {
 			return dns.Found{Rcode: wire.RcodeServerFailure}
 		}

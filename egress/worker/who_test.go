@@ -3,8 +3,10 @@ package worker
 import (
 	"context"
 	"testing"
+	"time"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/specs/policy"
 )
 
 // A rule that depends on the owner of a connection gets the monitor's answer to
@@ -49,5 +51,29 @@ func TestOwnerIsAsked(t *testing.T) {
 	}
 	if len(s.asked.waiting) != 0 {
 		t.Errorf("%d questions are kept", len(s.asked.waiting))
+	}
+}
+
+// A connection that is decided twice, before its owner is known and after, has
+// one context: none is left behind to be kept until the worker's end.
+func TestOneContextForAConnection(t *testing.T) {
+	r, err := newRules(&control.Rules{Generation: 1, File: "policy.yaml", Policy: []byte("egress:\n  rules:\n" +
+		"    - {host: a.example.org, port: 443, binaries: [/usr/bin/git]}\n    - {host: a.example.org, port: 443}\n")})
+	check(t, err)
+	s := &server{ctx: t.Context()}
+	s.rules.Store(r)
+	f := &flow{s: s, target: target{host: "a.example.org", port: 443}}
+	f.decide(time.Now())
+	first := f.ctx
+	if !f.verdict.allow || !f.verdict.asks || first == nil {
+		t.Fatalf("at first it is decided %+v", f.verdict)
+	}
+	f.by.Exe = "/usr/bin/git"
+	if f.decide(time.Now()); f.ctx != first || first.Err() != nil {
+		t.Error("decided again, it has another context")
+	}
+	s.rules.Store(&rules{policy: new(policy.Policy)})
+	if f.decide(time.Now()); f.verdict.allow || first.Err() == nil {
+		t.Error("refused, its context goes on")
 	}
 }

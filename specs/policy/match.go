@@ -63,7 +63,8 @@ func (p *Policy) Begin(now time.Time, age func(*Rule) time.Duration) {
 
 // DecideDNS says whether a question of a type other than an address's, such as
 // "TXT", may be asked for host. It refuses with BadName, Denied, NotListed or
-// UnsupportedType.
+// UnsupportedType. A rule for certain programs lets none be asked: whose question
+// it is cannot be told.
 func (p *Policy) DecideDNS(host, qtype string, now time.Time) Verdict {
 	name, err := NormalHost(host)
 	switch {
@@ -75,8 +76,12 @@ func (p *Policy) DecideDNS(host, qtype string, now time.Time) Verdict {
 	if r := p.match.deny.find(name, func(r *Rule) bool { return !r.Audit && r.everyPort() && !r.expired(now) }); r != nil {
 		return Verdict{Reason: Denied, Rule: r}
 	}
-	if r := first(p.match.allow.hosts[exact][name], func(r *Rule) bool { return slices.Contains(r.DNS, qtype) && !r.expired(now) }); r != nil {
-		return Verdict{Allow: true, Rule: r}
+	if r := first(p.match.allow.hosts[exact][name], func(r *Rule) bool { return slices.Contains(r.DNS, qtype) && len(r.Binaries) == 0 && !r.expired(now) }); r != nil {
+		v := Verdict{Allow: true, Rule: r}
+		if r.Audit {
+			v.Would = UnsupportedType
+		}
+		return v
 	}
 	if !p.Listed(host) {
 		return Verdict{Reason: NotListed}

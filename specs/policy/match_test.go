@@ -236,7 +236,7 @@ func TestAuditOnly(t *testing.T) {
 
 // TestDecideDNS: which questions besides those for addresses may be asked.
 func TestDecideDNS(t *testing.T) {
-	p := parseT(t, "egress:\n  rules:\n    - {name: a, host: a.example.org, port: 443, dns: [TXT, SRV]}\n    - {name: b, host: a.example.org, port: 25, dns: [MX]}\n    - {host: \"*.example.org\", port: 443}\n    - {host: c.example.net, port: 443, dns: [TXT]}\n  deny:\n    - {name: c, host: c.example.net}\n")
+	p := parseT(t, "egress:\n  rules:\n    - {name: a, host: a.example.org, port: 443, dns: [TXT, SRV]}\n    - {name: b, host: a.example.org, port: 25, dns: [MX]}\n    - {host: \"*.example.org\", port: 443}\n    - {host: c.example.net, port: 443, dns: [TXT]}\n    - {host: d.example.net, port: 443, dns: [TXT], binaries: [/bin/dig]}\n    - {name: e, host: e.example.net, port: 443, dns: [TXT], enforce: audit}\n  deny:\n    - {name: c, host: c.example.net}\n")
 	for _, c := range []struct {
 		host, qtype, rule string
 		reason            Reason
@@ -247,9 +247,13 @@ func TestDecideDNS(t *testing.T) {
 		{"b.example.org", "TXT", "", UnsupportedType},
 		{"example.net", "TXT", "", NotListed},
 		{"c.example.net", "TXT", "c", Denied},
+		{"d.example.net", "TXT", "", UnsupportedType}, // anybody could have asked
 		{"192.0.2.1", "TXT", "", BadName},
 	} {
 		checkVerdict(t, c.host+" "+c.qtype, p.DecideDNS(c.host, c.qtype, now), c.rule, c.reason)
+	}
+	if v := p.DecideDNS("e.example.net", "TXT", now); !v.Allow || v.Would != UnsupportedType {
+		t.Errorf("a rule that is tried out: %+v", v)
 	}
 }
 

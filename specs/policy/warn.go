@@ -31,6 +31,9 @@ func (p *Policy) Warnings(src []byte, now time.Time) Faults {
 			if d := p.deniedWhole(r); d != nil {
 				w.warn(r.Line, "the rule %s allows nothing: a deny rule covers it (%s)", r, writtenAt(d))
 			}
+			if len(r.DNS) > 0 && len(r.Binaries) > 0 {
+				w.warn(r.Line, "the rule %s lets no question of its dns pass: which program asks cannot be told; write a rule without binaries for dns", r)
+			}
 		}
 	}
 	if err := w.err(); err == nil {
