@@ -189,6 +189,7 @@ func TestNothingRevokedComesBack(t *testing.T) {
 	if a := s.ask(control.ToMonitor{Attach: attach}, s.inner, s.uplink); a.Fault != "" {
 		t.Fatal(a.Fault)
 	}
+	s.knock("tcp", queues[0].addr)
 	if r := s.worker().apply(); string(r.Policy) != fewer {
 		t.Errorf("the next worker was given %s", r.Policy)
 	}
