@@ -78,6 +78,7 @@ var attacks = []attack{
 	{53, "data with the SYN, before anything was decided", []string{"integration TestNetAttackFence: data with the SYN", "egress/worker TestNothingPassesBeforeItIsWritten"}, ""},
 	{54, "a server that vanishes while much is under way", []string{"integration TestUpstreamVanishes"}, ""},
 	{55, "a packet that nobody decided about", []string{"integration TestEveryPacketIsExplained"}, ""},
+	{56, "a clock that is set", []string{"egress/control TestUptimeIsNoWallClock", "egress/worker TestGrantEnds", "egress/worker TestTimeToLiveEnds", "egress/worker TestExpiryCuts"}, ""},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What was decided is read as it was written, and nothing else is: a grant that
@@ -76,4 +77,27 @@ func FuzzDecisions(f *testing.F) {
 			t.Errorf("written again it is %s, %v; it was %s", twice, err, again)
 		}
 	})
+}
+
+// Whoever sets the machine's clock neither ends an approval nor prolongs it: what
+// is counted is the time since boot, which nobody can set (proc_uptime(5)).
+func TestUptimeIsNoWallClock(t *testing.T) {
+	booted := func() Uptime {
+		text, err := os.ReadFile("/proc/uptime")
+		if err != nil {
+			t.Fatal(err)
+		}
+		since, _, _ := strings.Cut(string(text), " ")
+		d, err := time.ParseDuration(since + "s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Uptime(d)
+	}
+	const tick = Uptime(10 * time.Millisecond) // what /proc/uptime is rounded to
+	before := booted()
+	now := Now()
+	if after := booted(); now < before-tick || now > after+tick {
+		t.Errorf("now is %v, between %v and %v since boot", now, before, after)
+	}
 }
