@@ -137,6 +137,7 @@ func volumes(spec *oci.Spec) []specs.Volume {
 		}
 		if st, err := statExactly(v.Resolved); err == nil {
 			v.Kind, v.Dev, v.Ino = kind(st.Mode), st.Dev, st.Ino
+			v.Rdev, v.Block = st.Rdev, st.Mode&unix.S_IFMT == unix.S_IFBLK
 		}
 		if v.Kind == specs.Directory {
 			if listening == nil {

@@ -85,13 +85,11 @@ func hazard(d oci.LinuxDevice) string {
 	default:
 		return "it is a disk, and what lies on it has no owner and no mode there"
 	}
-	if isGraphics(path.Clean(d.Path)) && d.Major != 1 && d.Major != 10 {
-		return ""
+	if why := hazardous(d.Major, d.Minor); why != "" {
+		return why // whatever it is called in the container
 	}
-	for _, h := range hazards {
-		if d.Major == h.major && (d.Minor == h.minor || h.minor < 0) {
-			return h.why
-		}
+	if isGraphics(path.Clean(d.Path)) {
+		return ""
 	}
 	for name, why := range byName {
 		if strings.HasPrefix(path.Clean(d.Path), name) {
@@ -101,11 +99,48 @@ func hazard(d oci.LinuxDevice) string {
 	return ""
 }
 
+// hazardous returns why one of the character devices of major and minor, where a
+// negative one means all, gives away the host, or "".
+func hazardous(major, minor int64) string {
+	for _, h := range hazards {
+		if major == h.major && (minor == h.minor || minor < 0 || h.minor < 0) {
+			return h.why
+		}
+	}
+	return ""
+}
+
+// number is the major or minor number of a cgroup's rule, -1 for all.
+func number(n *int64) int64 {
+	if n == nil || *n < 0 {
+		return -1
+	}
+	return *n
+}
+
+// opens reports whether a cgroup's rule lets devices be read or written. One of
+// the kind "a" lets all, whatever else it says: so libcontainer reads it.
+func opens(d oci.LinuxDeviceCgroup) bool {
+	return d.Allow && (strings.ContainsAny(d.Access, "rw") || ofAll(d))
+}
+
+func ofAll(d oci.LinuxDeviceCgroup) bool { return d.Type == "" || d.Type == "a" }
+
+// isOpen reports whether the container's cgroup lets d be used, as far as its
+// spec says.
+func isOpen(spec *oci.Spec, d oci.LinuxDevice) bool {
+	return spec.Linux.Resources == nil || slices.ContainsFunc(spec.Linux.Resources.Devices, func(r oci.LinuxDeviceCgroup) bool {
+		major, minor := number(r.Major), number(r.Minor)
+		return opens(r) && r.Type == d.Type && (major < 0 || major == d.Major) && (minor < 0 || minor == d.Minor)
+	})
+}
+
 // allDevices reports whether spec allows every device there is, as --privileged
-// does: then none of them was chosen, and only graphics processors are granted.
+// does: then none of them was chosen, and only graphics processors are granted,
+// and what each container has.
 func allDevices(spec *oci.Spec) bool {
 	return spec.Linux.Resources != nil && slices.ContainsFunc(spec.Linux.Resources.Devices, func(d oci.LinuxDeviceCgroup) bool {
-		return d.Allow && (d.Type == "" || d.Type == "a") && d.Major == nil && d.Minor == nil && strings.Contains(d.Access, "rw")
+		return opens(d) && (ofAll(d) || number(d.Major) < 0)
 	})
 }
 
@@ -118,7 +153,7 @@ func isGranted(spec *oci.Spec, p *policy.Policy, d oci.LinuxDevice) bool {
 	case hazard(d) != "":
 		return false
 	}
-	return isGraphics(name) || !allDevices(spec)
+	return isGraphics(name) || !allDevices(spec) && isOpen(spec, d)
 }
 
 // devices grants the device nodes that the spec carries: libcontainer makes
@@ -141,11 +176,71 @@ func isAllowedDevice(p *policy.Policy, v Volume) bool {
 	return v.Kind == Device && within(v.Destination, "/dev") && (isGraphics(v.Resolved) || slices.Contains(p.Filesystem.AllowDevices, v.Resolved))
 }
 
-// leaveDevices says what is not granted of the devices that the spec carries
-// because nobody chose them. They stay in the container: engines look at them.
-func leaveDevices(spec *oci.Spec) []Edit {
-	if n := len(spec.Linux.Devices); n > 0 && allDevices(spec) {
-		return []Edit{{Does: fmt.Sprintf("devices: of all %d none is granted but graphics processors and what the policy names", n)}}
+// cutDevices lets the container's cgroup allow what is granted, and nothing else
+// that gives away the host. To Landlock a device node is a file like others: an
+// image, or a volume, may bring its own where files may be read. The nodes that
+// the engine makes stay in the container: engines look at them.
+func cutDevices(spec *oci.Spec, p *policy.Policy, host Host) []Edit {
+	if spec.Linux.Resources == nil {
+		return nil // then libcontainer allows what every container has
 	}
-	return nil
+	granted := grantedNumbers(spec, p, host)
+	var rules []oci.LinuxDeviceCgroup
+	for _, d := range spec.Linux.Resources.Devices {
+		major, minor := number(d.Major), number(d.Minor)
+		same := func(g oci.LinuxDeviceCgroup) bool {
+			return g.Type == d.Type && *g.Major == major && *g.Minor == minor
+		}
+		switch {
+		case !opens(d):
+			rules = append(rules, d)
+		case ofAll(d), major < 0:
+			rules = append(rules, granted...)
+		case d.Type == "c" && hazardous(major, minor) == "", slices.ContainsFunc(granted, same):
+			rules = append(rules, d)
+		}
+	}
+	cut := func(s *oci.Spec) {
+		resources := *s.Linux.Resources
+		resources.Devices = rules
+		s.Linux.Resources = &resources
+	}
+	if !allDevices(spec) {
+		return []Edit{{apply: cut}}
+	}
+	return []Edit{{fmt.Sprintf("devices: of all %d none is granted but graphics processors, what each container has and what the policy names", len(spec.Linux.Devices)), cut}}
+}
+
+// everyones are the devices that each container has, whether or not its engine
+// lists them: null, zero, full, random, urandom, and terminals.
+var everyones = [][2]int64{{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, {5, 0}, {5, 2}, {136, -1}}
+
+// grantedNumbers are rules of a cgroup for the devices that may be used: each
+// container's, those of the spec, and nodes of the host's that are mounted.
+func grantedNumbers(spec *oci.Spec, p *policy.Policy, host Host) []oci.LinuxDeviceCgroup {
+	var rules []oci.LinuxDeviceCgroup
+	add := func(kind string, major, minor int64) {
+		if kind == "u" {
+			kind = "c" // mknod(1): the same
+		}
+		rules = append(rules, oci.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: "rwm"})
+	}
+	for _, n := range everyones {
+		add("c", n[0], n[1])
+	}
+	for _, d := range spec.Linux.Devices {
+		if d.Type != "p" && isGranted(spec, p, d) {
+			add(d.Type, d.Major, d.Minor)
+		}
+	}
+	for _, v := range host.Volumes {
+		if isAllowedDevice(p, v) {
+			kind := "c"
+			if v.Block {
+				kind = "b"
+			}
+			add(kind, int64(unix.Major(v.Rdev)), int64(unix.Minor(v.Rdev)))
+		}
+	}
+	return rules
 }

@@ -70,7 +70,7 @@ func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Den
 		leaveOutTokens(spec, p),
 		resolvConf(host),
 	)
-	edits = append(edits, leaveDevices(spec)...)
+	edits = append(edits, cutDevices(spec, p, host)...)
 	if !p.Filesystem.WriteExecute {
 		edits = append(edits, Edit{Does: "filesystem: what may be written, also to memory, is not executed"})
 	}

@@ -36,6 +36,8 @@ type Volume struct {
 	ReadOnly    bool
 	Kind        Kind
 	Dev, Ino    uint64   // of Resolved when it was judged; 0: it could not be found
+	Rdev        uint64   // of a device
+	Block       bool     // it is a block device
 	Sockets     []string // listening unix sockets at or below Resolved
 }
 

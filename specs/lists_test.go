@@ -279,6 +279,11 @@ func TestDeviceLists(t *testing.T) {
 			t.Errorf("device %s is harmless", number)
 		}
 	}
+	for _, d := range []oci.LinuxDevice{{Path: "/dev/nvidia0", Type: "c", Major: 4}, {Path: "/dev/dri/card0", Type: "c", Major: 202}, {Path: "/dev/kfd", Type: "c", Major: 10, Minor: 232}} {
+		if hazard(d) == "" {
+			t.Errorf("%+v is harmless for what it is called", d)
+		}
+	}
 	for _, name := range strings.Fields("/dev/vfio/1 /dev/uio0 /dev/mei0 /dev/tpm0 /dev/tpmrm0 /dev/ipmi0 /dev/bsg/0 /dev/nvme0 /dev/fb0 /dev/hidraw0") {
 		if hazard(oci.LinuxDevice{Path: name, Type: "c", Major: 240}) == "" {
 			t.Errorf("%s is harmless", name)
