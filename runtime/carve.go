@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -61,12 +62,15 @@ type carver struct {
 	// made are the mounts by the path at which they were made: statx(2),
 	// STATX_MNT_ID.
 	made map[string]uint64
-	// readOnly are the carves so far below which nothing can be made.
-	readOnly []string
+	// volumes are those that can be seen, where they really are.
+	volumes []specs.Volume
+	// hidden and readOnly are the carves so far: below the first there is nothing, and a
+	// program makes nothing below the second either.
+	hidden, readOnly []string
 }
 
 // carve makes the mounts in init's namespace.
-func (root *containerRoot) carve(pid int, carves []specs.Carve) error {
+func (root *containerRoot) carve(pid int, carves []specs.Carve, volumes []specs.Volume) error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
 		return fmt.Errorf("cannot enter the container's mount namespace: init is gone: %s", hideENOENT(err))
@@ -80,7 +84,7 @@ func (root *containerRoot) carve(pid int, carves []specs.Carve) error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
 			return fmt.Errorf("cannot enter the container's mount namespace: setns: %w", err)
 		}
-		c := &carver{root: root, made: map[string]uint64{}}
+		c := &carver{root: root, made: map[string]uint64{}, volumes: volumes}
 		for _, carve := range carves {
 			if err := c.one(carve); err != nil {
 				return fmt.Errorf("cannot keep %s apart: %w", carve.Path, err)
@@ -96,12 +100,6 @@ func (c *carver) one(carve specs.Carve) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if carve.NoExec && !carve.ReadOnly && !carve.Deny {
-		var fs unix.Statfs_t
-		if err := unix.Fstatfs(fd, &fs); err == nil && fs.Flags&unix.ST_NOEXEC != 0 {
-			return nil // the engine saw to it
-		}
-	}
 	var mount int
 	if carve.Deny {
 		mount, err = c.mask(fd)
@@ -115,7 +113,10 @@ func (c *carver) one(carve specs.Carve) error {
 	if err := unix.MoveMount(mount, "", fd, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return fmt.Errorf("move_mount: %w", err)
 	}
-	if carve.ReadOnly || carve.Deny {
+	if carve.Deny {
+		c.hidden = append(c.hidden, carve.Path)
+	}
+	if carve.ReadOnly {
 		c.readOnly = append(c.readOnly, carve.Path)
 	}
 	c.made[carve.Path], err = mountID(mount)
@@ -133,11 +134,17 @@ func (c *carver) find(carve specs.Carve) (int, error) {
 		return -1, errors.New("a symbolic link lies on the way; name what it leads to")
 	case !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR):
 		return -1, err
-	case carve.Within == "" || c.below(carve.Path):
+	case below(carve.Path, c.hidden):
+		return -1, nil
+	case carve.Deny && (carve.Within == "" || below(carve.Path, c.readOnly)):
+		return -1, c.appears(carve.Path)
+	case carve.Within == "" || below(carve.Path, c.readOnly):
 		return -1, nil // nobody can put something there
 	case carve.Make:
 		fd, err := c.root.makeDir(carve.Path)
 		switch {
+		case errors.Is(err, unix.EROFS) && carve.Deny:
+			return -1, c.appears(carve.Path)
 		case errors.Is(err, unix.EROFS):
 			return -1, nil // nobody can put something there
 		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
@@ -151,13 +158,19 @@ func (c *carver) find(carve specs.Carve) (int, error) {
 		"or write %q to have a directory made", carve.Within, carve.Path+"/")
 }
 
-func (c *carver) below(name string) bool {
-	for _, dir := range c.readOnly {
-		if strings.HasPrefix(name, dir+"/") {
-			return true
+func below(name string, dirs []string) bool {
+	return slices.ContainsFunc(dirs, func(dir string) bool { return strings.HasPrefix(name, dir+"/") })
+}
+
+// appears returns an error if what is to be hidden, is missing, and cannot be made
+// from inside, could be made by others: those who write the volume it is in.
+func (c *carver) appears(name string) error {
+	for _, v := range c.volumes {
+		if below(name, []string{v.Destination}) {
+			return fmt.Errorf("it is not there, and whoever writes the volume at %s could make it, to be read; make it before", v.Destination)
 		}
 	}
-	return false
+	return nil
 }
 
 // mask returns what is mounted over something hidden, of the same kind: an

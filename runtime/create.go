@@ -535,6 +535,9 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 		return nil, err
 	}
 	defer root.Close()
+	if err := root.ledAway(n.spec); err != nil {
+		return nil, err
+	}
 	process := *n.spec.Process
 	process.Args = program
 	found, err := root.lookPath(&process)
@@ -600,11 +603,11 @@ func (n *newborn) carveOut(root *containerRoot, pid int, granted []landlock.Gran
 		volumes[i].Destination = image.Volumes[i]
 	}
 	for _, c := range carves {
-		if why := specs.Uncarvable(c, n.chosen.Policy, n.spec, volumes); why != "" {
+		if why := specs.Uncarvable(c, carves, n.chosen.Policy, n.spec, volumes); why != "" {
 			return nil, fmt.Errorf("cannot keep %s apart: %s", c, why)
 		}
 	}
-	return carves, root.carve(pid, carves)
+	return carves, root.carve(pid, carves, volumes)
 }
 
 func absolute(name, cwd string) string {

@@ -91,12 +91,40 @@ func (root *containerRoot) volumes(spec *oci.Spec, list []specs.Volume) ([]strin
 		if err = errors.Join(err, nerr); err != nil {
 			return nil, fmt.Errorf("cannot identify volume %s: %w", v.Source, err)
 		}
+		if specs.IsKernel(name) && !specs.IsKernel(v.Destination) {
+			return nil, fmt.Errorf("cannot mount volume %s at %s: a symbolic link leads from there to %s", v.Source, v.Destination, name)
+		}
 		if st.Dev != v.Dev || st.Ino != v.Ino {
 			return nil, fmt.Errorf("cannot mount volume %s: another file was put in its place meanwhile", v.Source)
 		}
 		names = append(names, name)
 	}
 	return names, nil
+}
+
+// ledAway returns an error if a link of the image leads the kernel's file systems
+// or the engine's device nodes elsewhere: there they would be granted as the
+// image's own files are.
+func (root *containerRoot) ledAway(spec *oci.Spec) error {
+	var places []string
+	for _, m := range spec.Mounts {
+		if at := path.Clean(m.Destination); specs.IsKernel(at) && m.Type != "bind" {
+			places = append(places, at)
+		}
+	}
+	for _, d := range spec.Linux.Devices {
+		places = append(places, path.Dir(path.Clean(d.Path)))
+	}
+	for _, at := range places {
+		fd, err := root.open(at, unix.O_PATH, exact)
+		switch {
+		case err == nil:
+			unix.Close(fd)
+		case errors.Is(err, unix.ELOOP):
+			return fmt.Errorf("cannot confine the container: a symbolic link of the image leads %s elsewhere", at)
+		}
+	}
+	return nil
 }
 
 // grant adds rules to the ruleset and returns what was granted, and in words

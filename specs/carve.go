@@ -110,9 +110,9 @@ func WritableAbove(name string, rules []landlock.Rule) string {
 	return found
 }
 
-// Uncarvable returns why c would not hold, or "". volumes are those that can be
-// seen, where they really are.
-func Uncarvable(c Carve, p *policy.Policy, spec *oci.Spec, volumes []Volume) string {
+// Uncarvable returns why c, one of all, would not hold, or "". volumes are those
+// that can be seen, where they really are.
+func Uncarvable(c Carve, all []Carve, p *policy.Policy, spec *oci.Spec, volumes []Volume) string {
 	for _, f := range p.Filesystem.ReadWrite {
 		if f.Line > 0 && c.ReadOnly && within(f.Name, c.Path) {
 			return f.Name + " is to be written, and lies in it"
@@ -121,7 +121,7 @@ func Uncarvable(c Carve, p *policy.Policy, spec *oci.Spec, volumes []Volume) str
 	if by := spread(c.Path, spec); by != "" {
 		return by + " is shared with the host, where the mount that it takes would appear as well"
 	}
-	if other := sameFiles(c, volumes); other != nil {
+	if other := sameFiles(c, all, volumes); other != nil {
 		return fmt.Sprintf("the volume %s shows the same files at %s", other.Source, other.Destination)
 	}
 	return ""
@@ -149,8 +149,8 @@ func spread(name string, spec *oci.Spec) string {
 
 // sameFiles returns a volume that shows what c takes away under another name, or
 // nil. Files of the host that are no volume's are out of reach.
-func sameFiles(c Carve, volumes []Volume) *Volume {
-	if !c.ReadOnly && !c.Deny {
+func sameFiles(c Carve, all []Carve, volumes []Volume) *Volume {
+	if !c.ReadOnly && !c.Deny && !c.NoExec {
 		return nil
 	}
 	var holder *Volume
@@ -165,9 +165,20 @@ func sameFiles(c Carve, volumes []Volume) *Volume {
 	source := path.Join(holder.Resolved, strings.TrimPrefix(c.Path, holder.Destination))
 	for i, v := range volumes {
 		seen := within(source, v.Resolved) || within(v.Resolved, source)
-		if seen && v.Destination != holder.Destination && !within(v.Destination, c.Path) && (c.Deny || !v.ReadOnly) {
+		if seen && v.Destination != holder.Destination && !within(v.Destination, c.Path) && gives(v, c, all) {
 			return &volumes[i]
 		}
 	}
 	return nil
+}
+
+// gives reports whether v gives a program what c takes from it.
+func gives(v Volume, c Carve, all []Carve) bool {
+	switch {
+	case c.Deny, c.ReadOnly && !v.ReadOnly:
+		return true
+	case !c.NoExec:
+		return false
+	}
+	return !slices.ContainsFunc(all, func(o Carve) bool { return (o.NoExec || o.Deny) && within(v.Destination, o.Path) })
 }

@@ -72,8 +72,9 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		}
 	}
 	if spec.Process != nil {
-		for _, c := range Carves(p, StaticRules(spec, p, host)) {
-			if why := Uncarvable(c, p, spec, Visible(spec, host.Volumes)); why != "" {
+		carves := Carves(p, StaticRules(spec, p, host))
+		for _, c := range carves {
+			if why := Uncarvable(c, carves, p, spec, Visible(spec, host.Volumes)); why != "" {
 				fault("take it out of the policy, or that mount out of the container", "filesystem: %s cannot be kept apart: %s", c, why)
 			}
 		}
@@ -89,6 +90,9 @@ func Refuse(spec *oci.Spec, p *policy.Policy, host Host) error {
 		// By what a link leads to: whoever owns it could lead it elsewhere.
 		if why := guard(v); why != "" && !slices.Contains(p.Filesystem.AllowVolumes, v.Resolved) && !isAllowedDevice(p, v) {
 			fault("to mount it all the same, "+allowLine(p, v), "volumes: %s: %s", v.Source, why)
+		}
+		if by := ledBy(v, host.Volumes); by != "" {
+			fault("mount "+v.Resolved+" itself, if that is meant", "volumes: %s: it leads to %s by a link in %s, which programs may write", v.Source, v.Resolved, by)
 		}
 		if !v.ReadOnly && host.PolicyFile != "" && within(host.PolicyFile, v.Resolved) {
 			fault("mount it read-only, or keep the policy elsewhere", "volumes: %s: the policy file %s lies in it, and the program could rewrite it", v.Source, host.PolicyFile)
@@ -191,6 +195,20 @@ func ours(v Volume, host Host) string {
 	for _, dir := range append([]string{host.RunDir, host.LogDir}, host.ConfigDirs...) {
 		if within(dir, v.Resolved) || within(v.Resolved, dir) {
 			return dir
+		}
+	}
+	return ""
+}
+
+// ledBy returns the source of a writable volume in which a symbolic link lies by
+// which v leads elsewhere, or "": whoever was in a container before could have
+// put it there, and would choose what of the host is mounted this time.
+func ledBy(v Volume, volumes []Volume) string {
+	for _, w := range volumes {
+		for _, dir := range []string{w.Source, w.Resolved} {
+			if !w.ReadOnly && w.Kind == Directory && v.Source != dir && within(v.Source, dir) && v.Resolved != path.Join(w.Resolved, strings.TrimPrefix(v.Source, dir)) {
+				return w.Source
+			}
 		}
 	}
 	return ""
