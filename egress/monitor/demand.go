@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/audit"
 )
 
 // awaitDemand returns true once something waits in the listeners for a worker,
@@ -51,4 +53,45 @@ func watchQueues(sockets []*os.File) (*os.File, error) {
 		return nil, fmt.Errorf("cannot watch the listeners: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "queues"), nil
+}
+
+// maxRefused bounds how many of each queue are refused at a time.
+const maxRefused = 4096
+
+// refuseWaiting resets the connections that wait, and drops the questions, all
+// unread: nobody can decide them, and nothing hangs.
+func (m *Monitor) refuseWaiting() {
+	var conns []int
+	questions := 0
+	for _, f := range m.listeners {
+		fd := int(f.Fd())
+		_ = unix.SetNonblock(fd, true) // Fd may have undone it
+		for range maxRefused {
+			conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+			if err == unix.EOPNOTSUPP { // a datagram's socket (accept(2))
+				if _, _, err = unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT); err == nil {
+					questions++
+					continue
+				}
+			}
+			if err != nil {
+				break
+			}
+			conns = append(conns, conn)
+		}
+	}
+	if len(conns)+questions == 0 {
+		return
+	}
+	line := m.change(audit.KindWorker, fmt.Sprintf("no worker can be started: %d connections were refused, %d questions not answered", len(conns), questions))
+	line.SeverityID = audit.High
+	line.StatusID = 2
+	_ = m.log.Append(line) // its fault shows in Status
+	m.mu.Lock()
+	m.refused += uint64(len(conns) + questions)
+	m.mu.Unlock()
+	for _, conn := range conns {
+		_ = unix.SetsockoptLinger(conn, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		unix.Close(conn)
+	}
 }

@@ -10,8 +10,9 @@
 // and no privilege. It is started when the first connection or question waits in
 // the listeners that the monitor holds: a sandbox that does no networking has
 // none. If it dies, connections queue there, and the next worker takes them up:
-// none is refused, none passes unchecked. If the monitor dies the listeners close,
-// and everything is refused.
+// none is refused, none passes unchecked. Where none can be started they are
+// reset, unread. If the monitor dies the listeners close, and everything is
+// refused.
 //
 // # Order
 //

@@ -125,6 +125,7 @@ type sandbox struct {
 	init    *exec.Cmd
 	stdin   io.Closer
 	workers chan *puppeteer
+	program []string // the worker's, if it is no puppet
 	unplugs chan string
 	hangup  chan os.Signal
 	links   chan []string // what the engine has left plugged in
@@ -135,12 +136,13 @@ type sandbox struct {
 const onlyExample = "egress:\n  rules:\n    - host: api.example.org\n      port: 443\n"
 
 // newSandbox brings a sandbox up to the monitor's start.
-func newSandbox(t *testing.T) *sandbox {
+func newSandbox(t *testing.T, program ...string) *sandbox {
 	t.Helper()
 	needRoot(t)
 	dir := t.TempDir()
 	s := &sandbox{
 		t:       t,
+		program: program,
 		dir:     dir,
 		log:     filepath.Join(dir, "log", "web.jsonl"),
 		policy:  filepath.Join(dir, "policy", "policy.yaml"),
@@ -193,6 +195,9 @@ func (s *sandbox) begin() {
 				}
 			}
 		},
+	}
+	if s.program != nil {
+		m.Worker = s.program
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop

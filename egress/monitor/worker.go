@@ -24,6 +24,9 @@ const (
 	maxBackoff = limits.MaxBackoff
 	// steady is how long a worker lives before its death counts as a first.
 	steady = 10 * time.Second
+	// hopeless is how many workers in a row must have ended before they put
+	// rules into force for whatever waits to be refused.
+	hopeless = 3
 	// lastWords is how much of what a worker wrote to its standard error is
 	// kept for the line about its end, in bytes.
 	lastWords = 2 << 10
@@ -64,9 +67,11 @@ func (w worker) kill() {
 // superviseWorker starts a worker when the first connection or question waits
 // for it, and another for the next one after its end, until ctx is done. The
 // first restart may be immediate; a worker that keeps dying is restarted less
-// and less often. Meanwhile connections queue in the listeners.
+// and less often. Meanwhile connections queue in the listeners, but not for one
+// that cannot be had.
 func (m *Monitor) superviseWorker(ctx context.Context) {
 	var backoff time.Duration
+	failed := 0
 	for m.awaitDemand(ctx) {
 		begun := time.Now()
 		why := m.runWorker(ctx)
@@ -76,7 +81,12 @@ func (m *Monitor) superviseWorker(ctx context.Context) {
 		if time.Since(begun) > steady {
 			backoff = 0
 		}
-		m.workerEnded(why)
+		if failed++; m.workerEnded(why) {
+			failed = 0
+		}
+		if failed >= hopeless {
+			m.refuseWaiting()
+		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(backoff):
@@ -87,10 +97,12 @@ func (m *Monitor) superviseWorker(ctx context.Context) {
 
 // workerEnded writes down why a worker has ended. Its connections ended with
 // it, and the next one begins with the rules as they are then: whoever waits for
-// them to come into force need not wait any more.
-func (m *Monitor) workerEnded(why error) {
+// them to come into force need not wait any more. It reports whether the worker
+// had put rules into force.
+func (m *Monitor) workerEnded(why error) (ready bool) {
 	m.mu.Lock()
 	open := len(m.worker.open)
+	ready = m.worker.ready
 	m.worker = worker{restarts: m.worker.restarts + 1}
 	m.pending.releaseAll()
 	m.tally.ended()
@@ -100,6 +112,7 @@ func (m *Monitor) workerEnded(why error) {
 	line.SeverityID = audit.High
 	line.StatusID = 2
 	_ = m.log.Append(line) // its fault shows in Status
+	return ready
 }
 
 // runWorker starts a worker, serves its conversation, and says why it ended.

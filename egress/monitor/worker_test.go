@@ -1,9 +1,13 @@
 package monitor
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +40,36 @@ func TestWorkerStartsOnDemand(t *testing.T) {
 			w.record(control.Record{Verdict: control.Refuse, Host: "x.example.org", Port: 443, Reason: "not-listed"})
 			if st := s.status(); st.Worker == 0 {
 				t.Error("the status tells of no worker")
+			}
+		})
+	}
+}
+
+// Where no worker can be had, what waits is refused unread, and the log says so.
+func TestNoWorkerCanBeHad(t *testing.T) {
+	for _, program := range []string{"/bin/false", "/no/such/worker"} {
+		t.Run(program, func(t *testing.T) {
+			s := newSandbox(t, program)
+			if a := s.attach(); a.Fault != "" {
+				t.Fatal(a.Fault)
+			}
+			s.commit()
+			s.knock("udp", queues[2].addr)
+			s.must(in(s.inner, func() error {
+				c, err := net.Dial("tcp", queues[1].addr)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(patience))
+				if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					return fmt.Errorf("a connection that nobody decides ends with %v", err)
+				}
+				return nil
+			}))
+			s.awaitLine(`"kind":"worker"`, "no worker can be started: 1 connections were refused")
+			if st := s.status(); st.Worker != 0 || st.Restarts < hopeless || st.Refused == 0 {
+				t.Errorf("the status: %+v", st)
 			}
 		})
 	}
