@@ -443,6 +443,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 		ID: n.id, Root: r.Root,
 		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
 		AuditLog:    r.auditLog(n.id),
+		Rotation:    control.Rotation{Size: r.Settings.Audit.MaxSize, Age: r.Settings.Audit.MaxAge, Keep: r.Settings.Audit.Keep},
 		Nameservers: servers, Search: search,
 		Hosts:     hosts(n.spec),
 		Namespace: n.outlive,

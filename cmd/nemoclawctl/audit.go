@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,7 +14,7 @@ var auditCommand = &cli.Command{
 	Usage: "work with audit logs",
 	Subcommands: []*cli.Command{{
 		Name:      "verify",
-		Usage:     "check that no line of an audit log was changed, removed, added or cut off",
+		Usage:     "check that no line of an audit log, its older files included, was changed, removed, added or cut off",
 		ArgsUsage: "FILE",
 		Flags:     []cli.Flag{jsonFlag},
 		Action:    verify,
@@ -31,7 +32,7 @@ func verify(c *cli.Context) error {
 		return err
 	}
 	file := c.Args().First()
-	rep, err := audit.VerifyFile(file)
+	rep, err := audit.VerifyParts(file)
 	if err != nil {
 		return err
 	}
@@ -43,7 +44,11 @@ func verify(c *cli.Context) error {
 			fmt.Fprintf(w, "%s: note: %s\n", cell(file), cell(n))
 		}
 		for _, f := range rep.Faults {
-			fmt.Fprintf(w, "%s:%d: %s\n", cell(file), f.Line, cell(f.Msg))
+			name := file
+			if f.File != "" { // an older one, beside it
+				name = filepath.Join(filepath.Dir(file), f.File)
+			}
+			fmt.Fprintf(w, "%s:%d: %s\n", cell(name), f.Line, cell(f.Msg))
 		}
 		if len(rep.Faults) == 0 {
 			fmt.Fprintf(w, "%s: %d lines in %d segments, as they were written\n", cell(file), rep.Lines, rep.Segments)

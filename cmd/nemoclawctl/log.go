@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -70,28 +71,35 @@ func findLog(id string) (s *sandbox, running bool, err error) {
 	return &sandbox{"", &control.Sandbox{ID: id, AuditLog: logs[0]}, set}, false, nil
 }
 
-// readLog passes on the lines of this sandbox. The file may hold others of the
+// readLog passes on the lines of this sandbox. The log may hold others of the
 // same name before it: each begins with a segment line.
 func (s *sandbox) readLog(line func([]byte) error) error {
-	f, err := os.Open(s.AuditLog)
-	if err != nil {
-		return fmt.Errorf("cannot read the audit log: %w", err)
-	}
-	defer f.Close()
-	var begin, at int64
-	err = eachLine(f, func(text []byte) error {
+	var begin []byte // nil: its file is not kept any more
+	err := s.eachLine(func(text []byte) error {
 		if strings.Contains(string(text), `"kind":"`+audit.KindSegment+`"`) && kind(text) == audit.KindSegment {
-			begin = at
+			begin = text
 		}
-		at += int64(len(text))
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if _, err := f.Seek(begin, io.SeekStart); err != nil {
-		return fmt.Errorf("cannot read the audit log: %w", err)
+	begun := begin == nil
+	return s.eachLine(func(text []byte) error {
+		if begun = begun || bytes.Equal(text, begin); !begun {
+			return nil
+		}
+		return line(text)
+	})
+}
+
+// eachLine passes on every line of the log, those of its older files first.
+func (s *sandbox) eachLine(line func([]byte) error) error {
+	f, err := audit.OpenParts(s.AuditLog)
+	if err != nil {
+		return err
 	}
+	defer f.Close()
 	return eachLine(f, line)
 }
 

@@ -1,7 +1,7 @@
 // Package audit keeps the record of what was decided: one line of JSON for each
 // decision, appended before the decision takes effect, each line chained to the
 // one before it. It decides nothing, interprets nothing that it writes down,
-// and never changes or removes a line.
+// and never changes or removes a line, but for files beyond those to be kept.
 //
 // # Shape
 //
@@ -21,6 +21,9 @@
 // lines are a segment, from a "segment" line to an "end" line, and the whole
 // file is one chain. Whoever may write both files can forge both: the chain
 // finds accidents and edits, it does not replace shipping the log elsewhere.
+//
+// Where the settings say so the log goes on in another file ([Rotation]); its
+// first line is chained to the last of the one before, and each file has a head.
 //
 // # Crashes
 //

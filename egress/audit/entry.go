@@ -224,6 +224,7 @@ type Kernel struct {
 // Kinds of Change.
 const (
 	KindSegment   = "segment"   // the first line of a sandbox
+	KindContinued = "continued" // the first line of a file that continues an older one
 	KindRecovered = "recovered" // what a crash or an edit had done to the log
 	KindNote      = "note"      // what an auditor wants to know about the sandbox
 	KindPolicy    = "policy"    // other rules are in force

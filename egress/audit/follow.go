@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -13,38 +14,92 @@ import (
 
 // Follow calls line with every line of this sandbox whose number is greater
 // than after, the present ones first and others as they come, each with its
-// line feed. Nothing is kept in memory for a slow reader: the file is the
-// queue. It returns nil once the log is closed and read to its end, or the
-// first error of line or ctx.
+// line feed. Nothing is kept in memory for a slow reader: the files are the
+// queue, and what is in one that was rotated away for good he does not get. It
+// returns nil once the log is closed and read to its end, or the first error of
+// line or ctx.
 func (l *Log) Follow(ctx context.Context, after uint64, line func([]byte) error) error {
-	l.mu.Lock()
-	fd, err := unix.FcntlInt(l.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	l.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("cannot follow the audit log: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), l.name) // stays readable after Close
-	defer file.Close()
-	for at := l.segment; ; {
-		end, closed, changed := l.progress()
-		if at, err = eachLine(file, at, end.Offset, after, line); err != nil {
+	at := l.segment
+	for i := 0; ; i++ {
+		more, err := l.followFile(ctx, i, at, after, line)
+		if !more || err != nil {
 			return err
 		}
-		if closed {
-			return nil
+		at = 0
+	}
+}
+
+// followFile follows the i-th file since Open, from an offset to its end, and
+// tells whether another came after it.
+func (l *Log) followFile(ctx context.Context, i int, at int64, after uint64, line func([]byte) error) (more bool, err error) {
+	file, err := l.nth(i)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // it is not kept any more
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot follow the audit log: %w", err)
+	}
+	defer file.Close()
+	for {
+		end, last, closed, changed := l.progress(i)
+		to := end.Offset
+		if !last {
+			fi, err := file.Stat()
+			if err != nil {
+				return false, fmt.Errorf("cannot follow the audit log: %w", err)
+			}
+			to = fi.Size()
+		}
+		if at, err = eachLine(file, at, to, after, line); err != nil {
+			return false, err
+		}
+		if !last || closed {
+			return !last, nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
 }
 
-func (l *Log) progress() (end Head, closed bool, changed <-chan struct{}) {
+// nth opens the i-th file since Open for reading; it stays readable after Close.
+func (l *Log) nth(i int) (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.end, l.closed, l.changed
+	if i < len(l.older) {
+		return os.OpenFile(l.older[i], os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	}
+	if l.closed {
+		return l.reopen()
+	}
+	fd, err := unix.FcntlInt(l.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), l.name), nil
+}
+
+// reopen opens the last file of a log that is closed, unless another writer has
+// begun another.
+func (l *Log) reopen() (*os.File, error) {
+	f, err := os.OpenFile(l.name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !os.SameFile(fi, l.last) {
+		f.Close()
+		return nil, errors.New("it went on in another file")
+	}
+	return f, nil
+}
+
+// progress tells how far the log is, and whether the i-th file is its last.
+func (l *Log) progress(i int) (end Head, last, closed bool, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end, i == len(l.older), l.closed, l.changed
 }
 
 // eachLine reads the whole lines between two offsets and returns how far it

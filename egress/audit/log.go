@@ -50,7 +50,12 @@ type Log struct {
 	ends        []Head
 	changed     chan struct{} // closed when end has moved or the log is closed
 	recovered   []string
-	segment     int64 // offset of the first line of this sandbox
+	segment     int64 // offset of the first line of this sandbox, in the file that Open found
+	rotation    Rotation
+	begun       time.Time   // when the file's first line was written
+	retry       time.Time   // before, no rotation is tried
+	last        os.FileInfo // of the file that Close closed
+	older       []string    // what the file was renamed to, each time since Open
 }
 
 // Open opens the log for appending, makes it (mode 0600) if it is missing, and
@@ -82,17 +87,29 @@ func (l *Log) open() (err error) {
 	if err := lock(l.file, lockWait); err != nil {
 		return fmt.Errorf("cannot open the audit log %s: another gateway writes it: %w", l.name, err)
 	}
+	if !l.named() {
+		return fmt.Errorf("cannot open the audit log %s: another gateway has begun another file", l.name)
+	}
 	if l.head, err = os.OpenFile(HeadFile(l.name), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600); err != nil {
 		return fmt.Errorf("cannot open the audit log's head: %w", err)
 	}
 	if err := l.recover(); err != nil {
 		return fmt.Errorf("cannot open the audit log: %w", err)
 	}
+	l.begun = firstTime(l.file)
 	l.segment = l.end.Offset
 	if len(l.torn) > 0 {
 		l.segment += int64(len(l.torn)) + 1
 	}
 	return nil
+}
+
+// named tells whether the file still has its name: a log that was rotated while
+// its lock was waited for has not.
+func (l *Log) named() bool {
+	own, err := l.file.Stat()
+	there, terr := os.Lstat(l.name)
+	return err == nil && terr == nil && os.SameFile(own, there)
 }
 
 // lock takes the writer's lock; the kernel releases it when its holder ends.
@@ -113,7 +130,16 @@ func (l *Log) recover() error {
 		return err
 	}
 	head, err := readHead(l.head)
+	again := false
+	if err == nil {
+		if again, err = l.rotated(head, size); err != nil {
+			return err
+		}
+	}
 	switch {
+	case again:
+		l.end = Head{Sequence: head.Sequence, Hash: head.Hash}
+		return nil
 	case err != nil:
 		l.find("the head file was unreadable")
 		head = nil
@@ -150,7 +176,7 @@ func (l *Log) size() (int64, error) {
 
 // endsWith reports whether the line that the head names is where it says.
 func (l *Log) endsWith(h Head, size int64) bool {
-	if h.Sequence == 0 {
+	if h.Sequence == 0 || h.Length == 0 { // no line of the chain, or none in this file
 		return h.Offset == 0
 	}
 	if h.Offset > size || h.Length < 1 || h.Length > MaxLine {
@@ -250,6 +276,7 @@ func (l *Log) Append(entries ...Entry) error {
 }
 
 func (l *Log) append(entries []Entry) error {
+	entries = l.begin(entries)
 	text, ends, err := l.encode(entries)
 	if err != nil {
 		return err
@@ -279,6 +306,26 @@ func (l *Log) append(entries []Entry) error {
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return nil
+}
+
+// begin rotates the log if it is due, and puts before entries what is to be said
+// of that.
+func (l *Log) begin(entries []Entry) []Entry {
+	if len(entries) == 0 {
+		return entries
+	}
+	id := entries[0].base().Device.UID
+	if now := time.Now(); l.due(now) {
+		if failed := l.rotate(now); failed != "" {
+			line := NewChange(id, KindNote, failed)
+			line.SeverityID, line.StatusID = High, 2
+			return append([]Entry{line}, entries...)
+		}
+	}
+	if l.end.Offset == 0 && l.end.Sequence > 0 && len(l.torn) == 0 {
+		return append([]Entry{l.continued(id)}, entries...)
+	}
+	return entries
 }
 
 // present refuses to write what nobody will find: a file that was removed takes
@@ -411,6 +458,7 @@ func (l *Log) Close() error {
 	err := l.sync()
 	// Blocks beyond the end are freed by "changing" the size to what it is.
 	_ = l.file.Truncate(l.end.Offset + int64(len(l.torn)))
+	l.last, _ = l.file.Stat()
 	close(l.changed)
 	l.head.Close()
 	if cerr := l.file.Close(); err == nil {

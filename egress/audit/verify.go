@@ -14,7 +14,8 @@ import (
 
 // Fault is one place where the chain does not hold.
 type Fault struct {
-	Line int    `json:"line"` // in the file, from 1
+	File string `json:"file,omitempty"` // of a log's older files; empty: the log itself
+	Line int    `json:"line"`           // in the file, from 1
 	Msg  string `json:"message"`
 }
 
@@ -27,6 +28,7 @@ type Report struct {
 	Faults   []Fault  `json:"faults"`   // none: the log is what was written
 	Notes    []string `json:"notes"`    // accidents that the log itself tells of
 	Open     bool     `json:"open"`     // the last sandbox has not ended
+	Begin    Head     `json:"begin"`    // what the first line is chained to: where an older file ends
 	Head     Head     `json:"head"`     // of what was read
 }
 
@@ -88,7 +90,7 @@ func parseLink(line []byte) (link, bool) {
 // A nil head leaves cut-off lines at the end, and a changed last line, unseen:
 // that is a fault of its own. The error is r's.
 func Verify(r io.Reader, head *Head) (*Report, error) {
-	v := verifier{rep: &Report{Head: Head{Hash: genesis}}}
+	v := verifier{rep: &Report{Begin: Head{Hash: genesis}, Head: Head{Hash: genesis}}}
 	br := bufio.NewReaderSize(r, 64<<10)
 	for {
 		line, err := readLine(br)
@@ -123,7 +125,7 @@ type alien struct {
 }
 
 func (v *verifier) fault(format string, args ...any) {
-	v.rep.Faults = append(v.rep.Faults, Fault{v.rep.Lines, fmt.Sprintf(format, args...)})
+	v.rep.Faults = append(v.rep.Faults, Fault{Line: v.rep.Lines, Msg: fmt.Sprintf(format, args...)})
 }
 
 // flush reports an alien line that no seal followed.
@@ -131,7 +133,7 @@ func (v *verifier) flush() {
 	if v.alien == nil {
 		return
 	}
-	v.rep.Faults = append(v.rep.Faults, Fault{v.alien.line, "not a line of this log"})
+	v.rep.Faults = append(v.rep.Faults, Fault{Line: v.alien.line, Msg: "not a line of this log"})
 	v.rep.Head.Offset += int64(len(v.alien.text)) + 1
 	v.alien = nil
 }
@@ -151,6 +153,11 @@ func (v *verifier) line(line []byte) {
 		v.alien = nil
 	}
 	v.flush()
+	if v.rep.Lines == 1 && k.kind == KindContinued && k.seq > 1 {
+		end.Sequence, end.Hash = k.seq-1, k.prev
+		v.rep.Begin, v.rep.Open = *end, true
+		v.rep.Notes = append(v.rep.Notes, continues(*end))
+	}
 	v.chain(k)
 	v.tell(k)
 	end.Sequence = k.seq
@@ -208,6 +215,8 @@ func (v *verifier) compare(head *Head) {
 	got := v.rep.Head
 	switch {
 	case head == nil && v.rep.Lines == 0:
+	case head != nil && v.rep.Lines == 0 && head.Offset == 0: // it was begun, and nothing written yet
+		v.rep.Begin, v.rep.Head = *head, *head
 	case head == nil:
 		v.fault("the head file is missing: lines may have been cut off")
 	case *head == got:

@@ -1,5 +1,7 @@
 package control
 
+import "time"
+
 // The runtime's conversation with the monitor. The first one takes place on
 // descriptor 3 of a monitor that create has just started:
 //
@@ -43,6 +45,7 @@ type Attach struct {
 	Policy      []byte   `json:"policy"`           // what create parsed, byte for byte
 	Latest      []byte   `json:"latest,omitempty"` // the policy last in force, if not that of create; the monitor's to say
 	AuditLog    string   `json:"audit_log"`        // opened for append, made if missing
+	Rotation    Rotation `json:"rotation"`         // of the audit log
 	Nameservers []string `json:"nameservers"`      // addresses the worker asks, in order
 	Search      []string `json:"search"`           // the container's search domains
 	Hosts       []Host   `json:"hosts,omitempty"`  // of the hosts file that the engine made for the container
@@ -56,6 +59,13 @@ type Attach struct {
 	// Notes are what the runtime did that an auditor wants to know: a layer
 	// weakened by the policy, a capability cut. One line of the log each.
 	Notes []string `json:"notes,omitempty"`
+}
+
+// Rotation says when the audit log goes on in another file; zero: never.
+type Rotation struct {
+	Size int64         `json:"size,omitempty"` // bytes
+	Age  time.Duration `json:"age,omitempty"`  // nanoseconds
+	Keep int           `json:"keep,omitempty"` // older files; 0: all
 }
 
 // Box names a container: ids are unique only within a root.

@@ -228,6 +228,7 @@ func (m *Monitor) openLog() error {
 		return err
 	}
 	m.log = log
+	log.Rotate(audit.Rotation(a.Rotation))
 	begin := m.change(audit.KindSegment, "sandbox attached")
 	begin.Unmapped.Root = a.Root
 	begin.Unmapped.PolicyName = a.PolicyName

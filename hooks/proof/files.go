@@ -13,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
 )
@@ -27,7 +25,7 @@ func (b *box) files() []Layer {
 func (b *box) auditLayer() Layer {
 	l := Layer{Name: "audit", Asked: "every decision a line, each chained to the one before"}
 	l.Verified = "the whole chain of " + b.AuditLog + " read and compared with its head"
-	rep, err := audit.VerifyFile(b.AuditLog)
+	rep, err := audit.VerifyParts(b.AuditLog)
 	if err != nil {
 		l.fault("%v", err)
 		return l
@@ -106,7 +104,7 @@ type told struct{ stored, policy string }
 // lines are the gateway's; that nobody else wrote among them is what the audit
 // layer is for.
 func readTold(file, id string) (told, error) {
-	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := audit.OpenParts(file)
 	if err != nil {
 		return told{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"gopkg.in/yaml.v3"
 )
@@ -32,9 +33,34 @@ type Settings struct {
 	// annotations belong to tenants, so there are none unless written here.
 	Selectable []string `yaml:"selectable"`
 
+	// Audit says when an audit log goes on in another file.
+	Audit Audit `yaml:"audit"`
+
 	// AllowUnconfined makes the built-in policy "unconfined", which turns all
 	// layers off, selectable by --policy. It is for conformance tests.
 	AllowUnconfined bool `yaml:"allow_unconfined"`
+}
+
+// Audit says when a log is rotated; a log of which nothing is said grows for ever.
+type Audit struct {
+	MaxSize int64         `yaml:"max_size"` // bytes in one file, 64 KiB or more; 0: any
+	MaxAge  time.Duration `yaml:"max_age"`  // of a file, such as 24h, 1m or more; 0: any
+	Keep    int           `yaml:"keep"`     // older files that are kept; 0: all
+}
+
+// fault says what of it cannot be meant.
+func (a Audit) fault() string {
+	switch {
+	case a.MaxSize != 0 && a.MaxSize < 64<<10:
+		return fmt.Sprintf("audit.max_size: %d is fewer than 65536 bytes", a.MaxSize)
+	case a.MaxAge != 0 && a.MaxAge < time.Minute:
+		return fmt.Sprintf("audit.max_age: %v is less than 1m", a.MaxAge)
+	case a.Keep < 0:
+		return fmt.Sprintf("audit.keep: %d is no number of files", a.Keep)
+	case a.Keep > 0 && a.MaxSize == 0 && a.MaxAge == 0:
+		return "audit.keep needs max_size or max_age"
+	}
+	return ""
 }
 
 // Default returns the settings of a host without a config.yaml.
@@ -75,6 +101,9 @@ func parse(file string, src []byte) (*Settings, error) {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("cannot read the settings: %s: %s: %q is not an absolute path", file, key, path)
 		}
+	}
+	if fault := s.Audit.fault(); fault != "" {
+		return nil, fmt.Errorf("cannot read the settings: %s: %s", file, fault)
 	}
 	for _, name := range s.Selectable {
 		if name == "unconfined" || !IsName(name) {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What is written replaces the default; what is not stays.
@@ -17,6 +18,10 @@ func TestLoad(t *testing.T) {
 		{"empty", "", func(s *Settings) bool { return s.RunDir == "/run/nemoclaw" }, ""},
 		{"one key", "run_dir: /x\n", func(s *Settings) bool { return s.RunDir == "/x" && s.LogDir == "/var/log/nemoclaw" }, ""},
 		{"a list", "selectable: [web, db]\n", func(s *Settings) bool { return len(s.Selectable) == 2 }, ""},
+		{"rotation", "audit: {max_size: 1048576, max_age: 24h, keep: 7}\n", func(s *Settings) bool { return s.Audit == Audit{1 << 20, 24 * time.Hour, 7} }, ""},
+		{"a log of few lines", "audit: {max_size: 1000}\n", nil, "fewer than 65536"},
+		{"a log of a moment", "audit: {max_age: 1s}\n", nil, "less than 1m"},
+		{"kept of one file", "audit: {keep: 3}\n", nil, "needs max_size or max_age"},
 		{"unknown key", "rundir: /x\n", nil, "field rundir not found"},
 		{"relative", "log_dir: logs\n", nil, `log_dir: "logs" is not an absolute path`},
 		{"unconfined by annotation", "selectable: [unconfined]\n", nil, `"unconfined" is not the name`},
