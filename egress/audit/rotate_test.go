@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -82,6 +83,10 @@ func TestRotatedFilesAreVerified(t *testing.T) {
 		{"a file is gone", func(p []string) error { return os.Remove(p[1]) }, "are missing before it, with their file"},
 		{"the last file is gone", func(p []string) error { return os.Remove(p[len(p)-1]) }, "no such file"},
 		{"a file is another's copy", func(p []string) error { return copyOver(p[1], p[2]) }, "doubled, moved or inserted"},
+		{"a file is another log's, with its head", func(p []string) error {
+			_, others := rotating(t, Rotation{Size: 2000}, 40)
+			return errors.Join(copyOver(others[1], p[1]), copyOver(HeadFile(others[1]), HeadFile(p[1])))
+		}, "not the one that it continues"},
 		{"two files change places", func(p []string) error {
 			return unix.Renameat2(unix.AT_FDCWD, p[1], unix.AT_FDCWD, p[2], unix.RENAME_EXCHANGE)
 		}, "moved or inserted"},
@@ -173,13 +178,13 @@ func TestRotatedByAge(t *testing.T) {
 			must(t, err)
 			l.Rotate(Rotation{Age: 24 * time.Hour})
 			must(t, l.Append(NewChange("web", KindSegment, "sandbox attached")))
-			time.Sleep(23 * time.Hour)
+			<-time.After(23 * time.Hour)
 			must(t, l.Append(NewChange("web", KindNote, "the same day")))
 			if n := files(); n != day {
 				t.Errorf("on day %d there are %d files", day, n)
 			}
 			must(t, l.Close())
-			time.Sleep(time.Hour)
+			<-time.After(time.Hour)
 		}
 	})
 }
