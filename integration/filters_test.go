@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	mobyseccomp "github.com/moby/profiles/seccomp"
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -47,5 +48,54 @@ func TestOldProfile(t *testing.T) {
 		if !strings.HasPrefix(got[i], want) {
 			t.Errorf("answer %d: %s, want %s", i, got[i], want)
 		}
+	}
+}
+
+// Docker's default is the same filter whether the engine gives it, and
+// libcontainer loads it, or gives none, and the launcher does: at create and at
+// exec, for root and not. Only foreign calls, for which libcontainer's ends the
+// thread, are told no.
+func TestDefaultProfile(t *testing.T) {
+	for _, c := range []struct {
+		engine, foreign string
+	}{{"gives none", "EPERM"}, {"gives an empty one", "EPERM"}, {"gives Docker's", "error killed"}} {
+		t.Run(c.engine, func(t *testing.T) {
+			b := newBox(t)
+			b.asUser()
+			switch c.engine {
+			case "gives an empty one":
+				b.spec.Linux.Seccomp = &oci.LinuxSeccomp{}
+			case "gives Docker's":
+				var err error
+				b.spec.Linux.Seccomp, err = mobyseccomp.GetDefaultProfile(b.spec)
+				b.must(err)
+			}
+			b.policy("egress: {rules: []}\n")
+			main := b.up()
+			for _, k := range []*talk{main, b.exec(), b.exec("--user", "0:0")} {
+				k.want("ok 2", "status Seccomp_filters")
+				k.want("EPERM", "sys 239 0 0 0 0 0") // get_mempolicy(2): the kernel would answer
+				k.want("EPERM", "sys 321 0xffffffff 0 0")
+				k.want("ENOSYS", "sys 435 0 0")
+				k.want("ok", "sys 39")
+				k.want(c.foreign, "x32 39")
+				k.want(c.foreign, "i386 20")
+			}
+			p, code := b.prove()
+			if code != 0 {
+				t.Errorf("status: exit %d: %+v", code, p)
+			}
+		})
+	}
+}
+
+// Without the first filter nothing is executed, whoever took it out of what was
+// stored.
+func TestExecWithoutTheFirstFilter(t *testing.T) {
+	b := newBox(t)
+	b.up().want("ok 2", "status Seccomp_filters")
+	b.rewriteConfined(func(c map[string]any) { delete(c, "first") })
+	if got := b.execute(b.id, "/bin/probe", "serve"); got.code == 0 || !strings.Contains(got.stderr, "the first seccomp filter is missing") {
+		t.Errorf("exec: %s", got)
 	}
 }

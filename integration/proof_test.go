@@ -174,6 +174,9 @@ func TestStatusNamesWhatIsWeaker(t *testing.T) {
 		{"another filter was asked for", func(_ *testing.T, b *box) {
 			b.rewriteConfined(func(c map[string]any) { c["filter"] = "BgAAAAAA/38=" })
 		}, "seccomp state", "none of its 2 filters is the second one that create stored"},
+		{"another first filter was asked for", func(_ *testing.T, b *box) {
+			b.rewriteConfined(func(c map[string]any) { c["first"] = "BgAAAAAA/38=" })
+		}, "seccomp state", "the filter below the second one is not the first one that create stored"},
 		{"fewer files were granted", func(_ *testing.T, b *box) {
 			b.rewriteConfined(func(c map[string]any) {
 				c["granted"] = slices.DeleteFunc(c["granted"].([]any), func(g any) bool { return g.(map[string]any)["path"] == "/sandbox" })

@@ -111,7 +111,7 @@ type newborn struct {
 	spec    *oci.Spec
 	chosen  *Chosen
 	host    specs.Host
-	filter  []unix.SockFilter
+	filters filters
 	scopes  uint64 // of Landlock
 	notify  bool   // a service manager waits for the program
 	notes   []string
@@ -196,6 +196,9 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 		}
 		defer n.seal.Close()
 		n.seal.wrap(n.process)
+		if err := n.filters.whole(n.ctr.Config().Seccomp); err != nil {
+			return nil, err
+		}
 		n.seal.holdBack(n.process, n.ctr.Config().Seccomp)
 		if n.inner != nil && n.joins == "" {
 			n.bring(r)
@@ -261,7 +264,10 @@ func (n *newborn) edit(r *Runtime) (err error) {
 	for _, c := range n.chosen.Seccomp.Allow {
 		n.notes = append(n.notes, fmt.Sprintf("seccomp: the policy allows %s", c.Name))
 	}
-	n.filter, err = seccomp.Compile(denials)
+	if n.filters.second, err = seccomp.Compile(denials); err != nil || n.spec.Linux.Seccomp != nil {
+		return err
+	}
+	n.filters.first, err = seccomp.CompileDefault(n.spec)
 	return err
 }
 
@@ -578,11 +584,11 @@ func (n *newborn) grantAll(pid int, program []string) (*confined, error) {
 			notes = append(notes, "mounts: "+c.String())
 		}
 	}
-	if err := n.seal.finish(found, cwd, n.filter); err != nil {
+	if err := n.seal.finish(found, cwd, n.filters); err != nil {
 		return nil, err
 	}
 	return &confined{ABI: n.host.LandlockABI, Scopes: n.scopes, Granted: granted, Writable: specs.Writable(rules), Carves: carves,
-		Filter: encodeFilter(n.filter), Capabilities: specs.MayHold(n.chosen.Capabilities), Notes: append(slices.Clone(n.notes), notes...)}, nil
+		First: encodeFilter(n.filters.first), Filter: encodeFilter(n.filters.second), Capabilities: specs.MayHold(n.chosen.Capabilities), Notes: append(slices.Clone(n.notes), notes...)}, nil
 }
 
 // carveOut makes the mounts that keep the policy's lists where the rules do not.

@@ -17,6 +17,9 @@
 //	start   cable moved ─ namespace verified ─ gateway deciding ─ fifo opened
 //	exec    stored policy ─ ruleset from the monitor ─ plan sealed ─ libcontainer
 //
+// Layer 2 is two filters. An engine's profile is loaded by libcontainer, its
+// stand-in where there is none by the launcher, and ours by the launcher, last.
+//
 // # Why nothing is degraded
 //
 // Each step that fails ends the container: a layer that could not be put up is

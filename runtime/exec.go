@@ -112,10 +112,13 @@ func executable(ctr *libcontainer.Container, ignorePaused bool) error {
 }
 
 // join puts the launcher before the program of a joining process, with the
-// container's ruleset and the filter that create stored. What it
+// container's ruleset and the filters that create stored. What it
 // opens is for the caller to close, also after an error.
 func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined, p *policy.Policy, process *oci.Process, program []string, lp *libcontainer.Process, opened *closers) error {
-	filter, err := decodeFilter(stored.Filter)
+	f, err := stored.filters()
+	if err == nil {
+		err = f.whole(ctr.Config().Seccomp)
+	}
 	if err != nil {
 		return err
 	}
@@ -154,7 +157,7 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 	}
 	s.wrap(lp)
 	s.holdBack(lp, ctr.Config().Seccomp)
-	return s.finish(found, "", filter)
+	return s.finish(found, "", f)
 }
 
 func endExec(lp *libcontainer.Process, err error) error {

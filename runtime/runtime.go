@@ -38,7 +38,8 @@ type confined struct {
 	Granted  []landlock.Granted `json:"granted"`
 	Carves   []specs.Carve      `json:"carves,omitempty"` // mounts inside of what was granted
 	Writable []string           `json:"writable"`         // directories, as rules named them
-	Filter   []byte             `json:"filter"`           // the second filter, struct sock_filter
+	First    []byte             `json:"first,omitempty"`  // the first filter, if libcontainer loads none; struct sock_filter
+	Filter   []byte             `json:"filter"`           // the second
 	// Capabilities are the most that any process may hold, the joining ones too.
 	Capabilities []string `json:"capabilities"`
 	Notes        []string `json:"notes"` // what was done to the spec, and what was not granted
@@ -99,8 +100,19 @@ func decodeConfined(b []byte) (*confined, error) {
 			return nil, fmt.Errorf("granted: %s: ABI %d cannot grant %s", g.Path, c.ABI, g.Access.Rights())
 		}
 	}
-	_, err := decodeFilter(c.Filter)
+	_, err := c.filters()
 	return c, err
+}
+
+// filters are those that the launcher loads.
+func (c *confined) filters() (f filters, err error) {
+	if len(c.First) > 0 {
+		if f.first, err = decodeFilter(c.First); err != nil {
+			return filters{}, err
+		}
+	}
+	f.second, err = decodeFilter(c.Filter)
+	return f, err
 }
 
 // hideENOENT says what happened to a file of ours without the words that Docker

@@ -17,19 +17,20 @@ import (
 // The plan is what the launcher reads, struct plan of launch.c:
 //
 //	0     magic           uint32
-//	4     instructions    uint32
+//	4     first filter    uint16, instructions; 0 if libcontainer loads it
+//	6     second filter   uint16, instructions
 //	8     restrict flags  uint32
 //	12    limits          uint32
 //	16    limits          resource, soft, hard: uint64 each, room for 2
 //	64    program         4096 bytes, NUL-terminated
 //	4160  directory       4096 bytes, NUL-terminated, to be entered; or empty
-//	8256  filter          8 bytes an instruction
+//	8256  filters         8 bytes an instruction, the first before the second
 const (
-	planMagic  = 0x334c434e // "NCL3"
+	planMagic  = 0x344c434e // "NCL4"
 	planLimits = 16
 	planHeader = planLimits + maxLate*24
 	planPath   = 4096
-	maxFilter  = 4096 // instructions, BPF_MAXINSNS
+	maxFilter  = 4096 // instructions of each filter, BPF_MAXINSNS
 
 	allSeals  = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	sealExec  = 0x20 // F_SEAL_EXEC (Linux 6.3), not in x/sys
@@ -147,18 +148,32 @@ func (s *seal) wrap(p *libcontainer.Process) {
 	p.Args = append([]string{fmt.Sprintf("/proc/self/fd/%d", first)}, p.Args...)
 }
 
+// filters are what the launcher loads of layer 2. The first is empty where the
+// engine gave a profile, which libcontainer loads.
+type filters struct{ first, second []unix.SockFilter }
+
+// whole returns an error if nobody would load the first filter: neither the
+// launcher nor libcontainer, whose profile is the container's.
+func (f filters) whole(profile *configs.Seccomp) error {
+	if len(f.first) == 0 && profile == nil {
+		return errors.New("cannot confine the program: the first seccomp filter is missing")
+	}
+	return nil
+}
+
 // finish writes the plan and seals it: program is resolved, cwd is the working
-// directory if that must be entered again, filter is layer 2's second filter.
-// From here on nobody can change what the launcher will do.
-func (s *seal) finish(program, cwd string, filter []unix.SockFilter) error {
+// directory if that must be entered again. From here on nobody can change what the launcher
+// will do.
+func (s *seal) finish(program, cwd string, f filters) error {
 	for _, name := range []string{program, cwd} {
 		if len(name) >= planPath {
 			return fmt.Errorf("exec: %q: %w", name, unix.ENAMETOOLONG)
 		}
 	}
-	b := make([]byte, planHeader+2*planPath, planHeader+2*planPath+8*len(filter))
+	b := make([]byte, planHeader+2*planPath, planHeader+2*planPath+8*(len(f.first)+len(f.second)))
 	binary.NativeEndian.PutUint32(b[0:], planMagic)
-	binary.NativeEndian.PutUint32(b[4:], uint32(len(filter)))
+	binary.NativeEndian.PutUint16(b[4:], uint16(len(f.first)))
+	binary.NativeEndian.PutUint16(b[6:], uint16(len(f.second)))
 	binary.NativeEndian.PutUint32(b[8:], landlock.RestrictFlags(s.abi))
 	binary.NativeEndian.PutUint32(b[12:], uint32(len(s.limits)))
 	for i, l := range s.limits {
@@ -169,7 +184,8 @@ func (s *seal) finish(program, cwd string, filter []unix.SockFilter) error {
 	}
 	copy(b[planHeader:], program)
 	copy(b[planHeader+planPath:], cwd)
-	b = append(b, encodeFilter(filter)...)
+	b = append(b, encodeFilter(f.first)...)
+	b = append(b, encodeFilter(f.second)...)
 	if _, err := s.plan.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("cannot write the launcher's plan: %w", err)
 	}

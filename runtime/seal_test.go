@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/specs/landlock"
@@ -45,8 +46,10 @@ func launch(t *testing.T, spoil func(*seal), finish bool, program ...string) (st
 	check(t, err)
 	filter, err := seccomp.Compile(denials)
 	check(t, err)
+	first, err := seccomp.CompileDefault(&oci.Spec{})
+	check(t, err)
 	if finish {
-		check(t, s.finish(program[0], "", filter))
+		check(t, s.finish(program[0], "", filters{first, filter}))
 	}
 	if spoil != nil {
 		spoil(s)
@@ -106,7 +109,7 @@ func TestSealed(t *testing.T) {
 	}
 	s := emptySeal(t, abi)
 	defer s.Close()
-	check(t, s.finish("/bin/true", "", []unix.SockFilter{{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}}))
+	check(t, s.finish("/bin/true", "", filters{second: []unix.SockFilter{{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW}}}))
 	for name, f := range map[string]*os.File{"plan": s.plan, "launcher": s.exe} {
 		if _, err := f.WriteAt([]byte("x"), 0); err == nil {
 			t.Errorf("%s: it can be written", name)

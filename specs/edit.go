@@ -41,16 +41,14 @@ func Say(edits []Edit) []string {
 }
 
 // Confine returns everything that is done to a spec, in the order it is done,
-// and the denials of the second filter. The spec is not changed.
+// and the denials of the second filter. Where the engine gave no profile, none
+// is left in the spec: the launcher brings Docker's (seccomp.CompileDefault), which
+// libcontainer would have libseccomp compile again for each process. The spec is
+// not changed.
 func Confine(spec *oci.Spec, p *policy.Policy, host Host) ([]Edit, []seccomp.Denial, error) {
 	edits := confineProcess(spec.Process, p)
 
-	// The default profile depends on the capabilities that are left.
-	cut := *spec
-	proc := *spec.Process
-	cut.Process = &proc
-	Apply(&cut, edits)
-	profile, again, note, err := firstFilter(&cut)
+	profile, again, note, err := firstFilter(spec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,16 +97,15 @@ func confineProcess(proc *oci.Process, p *policy.Policy) []Edit {
 	return []Edit{ceiling(proc, p.Capabilities), noNewPrivileges(proc)}
 }
 
+// firstFilter returns what libcontainer loads, nil where the engine gave nothing,
+// and what the second filter denies again of it.
 func firstFilter(spec *oci.Spec) (profile *oci.LinuxSeccomp, again []seccomp.Denial, note string, err error) {
 	given := spec.Linux.Seccomp
 	if given == nil || given.DefaultAction == "" && len(given.Syscalls) == 0 { // which runc takes for none
-		if given, err = seccomp.Default(spec); err != nil {
-			return nil, nil, "", err
-		}
-		note = "seccomp: the engine gave no profile, Docker's default is used"
+		return nil, nil, "seccomp: the engine gave no profile, Docker's default is used", nil
 	}
 	profile, again, err = seccomp.Admit(given)
-	return profile, again, note, err
+	return profile, again, "", err
 }
 
 func callNames(list []policy.Syscall) []string {

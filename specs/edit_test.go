@@ -115,8 +115,8 @@ func runCase(t *testing.T, ar *txtar.Archive) *txtar.Archive {
 	if len(again) > 0 {
 		add("denied again", strings.Join(again, " ")+"\n")
 	}
-	if profile == nil {
-		spec.Linux.Seccomp = nil // Docker's, 400 lines of it
+	if profile == nil && spec.Linux.Seccomp != nil {
+		t.Error("libcontainer would compile a profile that the launcher brings")
 	}
 	add("want.json", indent(t, spec))
 

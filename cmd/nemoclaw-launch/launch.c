@@ -1,7 +1,8 @@
 /*
  * nemoclaw-launch is the first program in a sandbox. It seals itself into the
  * Landlock ruleset that the runtime filled, proves that the seal holds, loads
- * the second seccomp filter and becomes the program that was asked for.
+ * the second seccomp filter, behind the first one where libcontainer loaded none,
+ * and becomes the program that was asked for.
  *
  * It has no libc, allocates nothing, opens no file of the container and parses
  * one number. It trusts its four descriptors, made and sealed by the runtime,
@@ -21,7 +22,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 
-#define PLAN_MAGIC 0x334c434eu /* "NCL3" */
+#define PLAN_MAGIC 0x344c434eu /* "NCL4" */
 #define PATH_ROOM  4096        /* PATH_MAX */
 #define INSNS_ROOM 4096        /* BPF_MAXINSNS */
 #define LIMITS_ROOM 2
@@ -29,7 +30,8 @@
 /* runtime/seal.go writes this. */
 struct plan {
 	unsigned magic;
-	unsigned insns;          /* of filter */
+	unsigned short first;    /* instructions of the first filter, 0 if libcontainer loaded it */
+	unsigned short insns;    /* of the second */
 	unsigned restrict_flags; /* landlock_restrict_self(2) */
 	unsigned limits;
 	struct {
@@ -38,7 +40,7 @@ struct plan {
 	} limit[LIMITS_ROOM];
 	char path[PATH_ROOM];    /* resolved by the runtime, NUL-terminated */
 	char cwd[PATH_ROOM];     /* to be entered again, or empty */
-	struct sock_filter filter[INSNS_ROOM];
+	struct sock_filter filter[2 * INSNS_ROOM]; /* the first, and behind it the second */
 };
 
 /* fcntl.h of the kernel wants libc's types: the few values, from uapi. */
@@ -129,8 +131,9 @@ static void read_plan(int fd)
 	n = call(__NR_pread64, fd, (long)&plan, sizeof plan, 0);
 	if (n < 0)
 		refuse("launcher", "the plan cannot be read", n);
-	if (plan.magic != PLAN_MAGIC || plan.insns == 0 || plan.insns > INSNS_ROOM || plan.limits > LIMITS_ROOM ||
-	    n != (long)(sizeof plan - (INSNS_ROOM - plan.insns) * sizeof plan.filter[0]) ||
+	if (plan.magic != PLAN_MAGIC || plan.first > INSNS_ROOM || plan.insns == 0 || plan.insns > INSNS_ROOM ||
+	    plan.limits > LIMITS_ROOM ||
+	    n != (long)(sizeof plan - (2 * INSNS_ROOM - plan.first - plan.insns) * sizeof plan.filter[0]) ||
 	    plan.path[PATH_ROOM - 1] || plan.cwd[PATH_ROOM - 1])
 		refuse("launcher", "the plan is malformed", 0);
 }
@@ -173,13 +176,22 @@ static void set_limits(void)
 	}
 }
 
-static void enter_seccomp(void)
+static void load_filter(struct sock_filter *filter, unsigned short insns, long flags)
 {
-	struct sock_fprog prog = {plan.insns, plan.filter};
-	long err = call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, (long)&prog, 0);
+	struct sock_fprog prog = {insns, filter};
+	long err = call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, flags, (long)&prog, 0);
 
 	if (err)
 		refuse("seccomp", "the filter cannot be loaded", err);
+}
+
+/* enter_seccomp applies layer 2. What the second filter denies is logged, and of
+ * equal answers the kernel takes that of the filter that was loaded last. */
+static void enter_seccomp(void)
+{
+	if (plan.first)
+		load_filter(plan.filter, plan.first, 0);
+	load_filter(plan.filter + plan.first, plan.insns, SECCOMP_FILTER_FLAG_LOG);
 }
 
 __attribute__((used, noreturn)) void launch(long *stack)

@@ -21,6 +21,7 @@ type asked struct {
 	ABI          int                `json:"landlock_abi"`
 	Granted      []landlock.Granted `json:"granted"`
 	Writable     []string           `json:"writable"`
+	First        []byte             `json:"first"` // empty: the engine's, which it does not store
 	Filter       []byte             `json:"filter"`
 	Scopes       uint64             `json:"scopes"`
 	Capabilities []string           `json:"capabilities"`

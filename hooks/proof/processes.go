@@ -18,13 +18,21 @@ func (b *box) processes() []Layer {
 	handled := landlock.Handled(b.asked.ABI)
 	c := &census{box: b,
 		landlock: b.layer("landlock", fmt.Sprintf("ABI %d: %d rights restricted, %d rules on %d files, writable: %s", b.asked.ABI, count(handled), len(b.asked.Granted), len(b.asked.files()), strings.Join(b.asked.Writable, " "))),
-		seccomp:  b.layer("seccomp", fmt.Sprintf("the engine's filter, and a second one of %d instructions, sha256 %.6x", len(b.asked.Filter)/instruction, sha256.Sum256(b.asked.Filter))),
+		seccomp:  b.layer("seccomp", fmt.Sprintf("%s, and a second one of %d instructions, sha256 %.6x", b.firstFilter(), len(b.asked.Filter)/instruction, sha256.Sum256(b.asked.Filter))),
 		process:  b.layer("process", "no_new_privs, and at most the capabilities "+capabilityList(capabilitySet(b.asked.Capabilities))),
 	}
 	if b.life == Holds {
 		c.take()
 	}
 	return []Layer{c.landlock, c.seccomp, c.process}
+}
+
+// firstFilter says whose the first filter is.
+func (b *box) firstFilter() string {
+	if len(b.asked.First) == 0 {
+		return "the engine's filter"
+	}
+	return fmt.Sprintf("Docker's default filter of %d instructions, sha256 %.6x", len(b.asked.First)/instruction, sha256.Sum256(b.asked.First))
 }
 
 // instruction is the size of struct sock_filter, in bytes.
@@ -186,7 +194,9 @@ func (c *census) judgeFilters(t witness.Thread) error {
 	case at < 0:
 		return fmt.Errorf("none of its %d filters is the second one that create stored", len(list))
 	case at == 0:
-		return fmt.Errorf("it has the second filter, and the engine's is not below it")
+		return fmt.Errorf("it has the second filter, and the first is not below it")
+	case len(c.asked.First) > 0 && !bytes.Equal(list[at-1].Code, c.asked.First):
+		return fmt.Errorf("the filter below the second one is not the first one that create stored")
 	case !bytes.Equal(list[0].Code, c.first):
 		return fmt.Errorf("its first filter is not that of the container's first process")
 	}
@@ -206,7 +216,7 @@ func (c *census) sum() {
 		c.landlock.hide("the domains: %v; %s. Where the second filter is loaded the launcher was denied its canary before", c.blind, toSee)
 		return
 	}
-	c.seccomp.Active = fmt.Sprintf("%s: the engine's filter, sha256 %s, and ours above it", where, strings.Join(slices.Sorted(maps.Keys(c.hashes)), " "))
+	c.seccomp.Active = fmt.Sprintf("%s: the first filter, sha256 %s, and ours above it", where, strings.Join(slices.Sorted(maps.Keys(c.hashes)), " "))
 	c.seccomp.Verified = "the instructions of every filter read in the kernel; modes and numbers in /proc/PID/status"
 	c.landlock.Active = fmt.Sprintf("%s: a domain with rules on %s files", where, numbers(c.rules))
 	if nested := slices.Max(append(slices.Collect(maps.Keys(c.layers)), 1)); nested > 1 {

@@ -37,8 +37,8 @@ const documentHead = `# System calls that are denied
 
 Made by TestDocument from denials.go (make golden); the filter is compiled from the same lines.
 
-Two filters stand one behind the other, and the kernel takes the stricter answer. The first is the engine's profile, or Docker's default
-where the engine gives none, for the native architecture alone. The second is this one, whatever the first says: it allows what is not
+Two filters stand one behind the other, and the kernel takes the stricter answer. The first is the engine's profile, compiled by
+libcontainer, or Docker's default where the engine gives none, compiled by us; for the native architecture alone. The second is this one, whatever the first says: it allows what is not
 named here. A policy takes out single calls or whole groups, and adds single calls:
 
     seccomp:
@@ -52,7 +52,7 @@ filter still has its say.
 
 | call | answer | reason |
 |---|---|---|
-| of another architecture: 32-bit (int 0x80), x32 | SIGSYS, which ends the thread, by the first filter; EPERM by the second | their numbers and arguments mean something else: on x86 socketcall(2) has its arguments behind a pointer, where no filter looks |
+| of another architecture: 32-bit (int 0x80), x32 | EPERM; under an engine's profile SIGSYS by the first filter, which ends the thread | their numbers and arguments mean something else: on x86 socketcall(2) has its arguments behind a pointer, where no filter looks |
 | newer than %s, or in a gap of the table | ENOSYS | nobody has looked at them; programs take it as "this kernel is older" |
 
 Arguments are compared by their lower 32 bits, which is all that the kernel reads of the ones below: bits above cannot be used to slip past.
