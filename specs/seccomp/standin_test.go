@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asked of every capability that Docker's profile looks at, and of sets that
-// containers have.
+// capabilitySets are what containers have, and every capability that Docker's
+// profile looks at.
 var capabilitySets = map[string][]string{
 	"none":        nil,
 	"the ceiling": {"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"},
@@ -103,7 +103,7 @@ func allQuestions(c *choices, profile *oci.LinuxSeccomp) []question {
 			}
 			out = append(out, q)
 		}
-		out = append(out, question{arch: auditArch, nr: nr | 1<<30}, question{arch: unix.AUDIT_ARCH_I386, nr: nr}, question{arch: unix.AUDIT_ARCH_AARCH64 ^ auditArch ^ unix.AUDIT_ARCH_X86_64, nr: nr})
+		out = append(out, question{arch: auditArch, nr: nr | 1<<30}, question{arch: unix.AUDIT_ARCH_I386, nr: nr}, question{arch: unix.AUDIT_ARCH_ARM, nr: nr})
 	}
 	for _, name := range []string{"socket", "clone", "personality", "clone3"} {
 		for _, v := range values {
@@ -120,12 +120,8 @@ func allQuestions(c *choices, profile *oci.LinuxSeccomp) []question {
 // unknownToLibseccomp reports whether the library here is older than the call:
 // libcontainer leaves out what it cannot name.
 func unknownToLibseccomp(nr uint32) bool {
-	name := CallName(auditArch, nr)
-	if name == "" {
-		return nr > 400 // beyond the library's horizon, within the table's: a gap
-	}
-	_, err := libseccomp.GetSyscallFromName(name)
-	return err != nil || nr > 450
+	_, err := libseccomp.GetSyscallFromName(CallName(auditArch, nr))
+	return err != nil
 }
 
 // asWritten is what profile says to a call that no rule asks arguments of.
