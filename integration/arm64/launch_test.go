@@ -53,16 +53,18 @@ func TestProgram(t *testing.T) {
 
 // A plan as runtime/seal.go writes it.
 const (
-	magic    = 0x334c434e
+	magic    = 0x344c434e
 	header   = 16 + 2*24 // numbers, limits
 	pathRoom = 4096
 	head     = header + 2*pathRoom // program, working directory
 )
 
-func plan(magic, insns uint32, filter int) []byte {
-	b := make([]byte, head+8*filter)
+// plan is one with two filters, as long as it says, and so many instructions in all.
+func plan(magic uint32, first, second uint16, insns int) []byte {
+	b := make([]byte, head+8*insns)
 	binary.LittleEndian.PutUint32(b, magic)
-	binary.LittleEndian.PutUint32(b[4:], insns)
+	binary.LittleEndian.PutUint16(b[4:], first)
+	binary.LittleEndian.PutUint16(b[6:], second)
 	copy(b[header:], "/bin/true")
 	return b
 }
@@ -73,12 +75,12 @@ func plan(magic, insns uint32, filter int) []byte {
 func TestLauncher(t *testing.T) {
 	needEmulator(t)
 	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	unterminated, nowhere := plan(magic, 1, 1), plan(magic, 1, 1)
+	unterminated, nowhere := plan(magic, 0, 1, 1), plan(magic, 0, 1, 1)
 	unterminated[header+pathRoom-1] = 'x'
 	nowhere[head-1] = 'x'
-	limits := plan(magic, 1, 1)
+	limits := plan(magic, 0, 1, 1)
 	limits[12] = 3
-	there, gone := plan(magic, 1, 1), plan(magic, 1, 1)
+	there, gone := plan(magic, 0, 1, 1), plan(magic, 0, 1, 1)
 	copy(there[header+pathRoom:], "/")
 	copy(gone[header+pathRoom:], "/no/such/directory")
 	for _, test := range []struct {
@@ -89,26 +91,29 @@ func TestLauncher(t *testing.T) {
 		args  []string
 		says  string
 	}{
-		{"no program", plan(magic, 1, 1), all, "/proc/self/fd/3", nil, "launcher: no program was given"},
-		{"by its own name", plan(magic, 1, 1), all, "nemoclaw-launch", []string{"true"}, "launcher: it was not started by the runtime"},
-		{"by a number that is none", plan(magic, 1, 1), all, "/proc/self/fd/99999999999999999999", []string{"true"}, "launcher: "},
+		{"no program", plan(magic, 0, 1, 1), all, "/proc/self/fd/3", nil, "launcher: no program was given"},
+		{"by its own name", plan(magic, 0, 1, 1), all, "nemoclaw-launch", []string{"true"}, "launcher: it was not started by the runtime"},
+		{"by a number that is none", plan(magic, 0, 1, 1), all, "/proc/self/fd/99999999999999999999", []string{"true"}, "launcher: "},
 		{"no plan", nil, 0, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is not sealed: errno 9"},
-		{"an open plan", plan(magic, 1, 1), 0, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is not sealed"},
-		{"a plan that can still grow", plan(magic, 1, 1), all &^ unix.F_SEAL_GROW, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is not sealed"},
+		{"an open plan", plan(magic, 0, 1, 1), 0, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is not sealed"},
+		{"a plan that can still grow", plan(magic, 0, 1, 1), all &^ unix.F_SEAL_GROW, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is not sealed"},
 		{"an empty plan", []byte{}, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"another file", plan(magic+1, 1, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"no filter", plan(magic, 0, 0), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"less filter than it says", plan(magic, 2, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"more filter than it says", plan(magic, 1, 2), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"more filter than there can be", plan(magic, 4097, 4097), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
-		{"a count that wraps round", plan(magic, 1<<29+1, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"another file", plan(magic+1, 0, 1, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"no filter", plan(magic, 0, 0, 0), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"the first filter alone", plan(magic, 1, 0, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"less of the two filters than it says", plan(magic, 1, 1, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"less filter than it says", plan(magic, 0, 2, 1), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"more filter than it says", plan(magic, 0, 1, 2), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"more filter than there can be", plan(magic, 0, 4097, 4097), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
+		{"a first filter that is longer than can be", plan(magic, 4097, 1, 4098), all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a path without an end", unterminated, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"more limits than there can be", limits, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a directory without an end", nowhere, all, "/proc/self/fd/3", []string{"true"}, "launcher: the plan is malformed"},
 		{"a directory that is not there", gone, all, "/proc/self/fd/3", []string{"true"}, "working directory: /no/such/directory: errno 2"},
 		{"a directory", there, all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
-		{"a plan", plan(magic, 1, 1), all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
-		{"the largest plan", plan(magic, 4096, 4096), all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
+		{"a plan with two filters", plan(magic, 1, 1, 2), all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
+		{"a plan", plan(magic, 0, 1, 1), all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
+		{"the largest plan", plan(magic, 4096, 4096, 8192), all, "/proc/self/fd/3", []string{"true"}, "landlock: the ruleset cannot be enforced: errno 38"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			exe, err := os.Open(launcher)
