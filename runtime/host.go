@@ -40,7 +40,7 @@ func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (s
 		Volumes:          volumes(spec),
 		SharesIPC:        sharesIPC(spec),
 		HasResolvConf:    hasResolvConf(spec, root),
-		ResolvConf:       filepath.Join(stateDir, "resolv.conf"),
+		ResolvConf:       filepath.Join(stateDir, resolvConf),
 		Missing:          map[string]bool{},
 		Empty:            map[string]bool{},
 	}
@@ -52,6 +52,10 @@ func Survey(spec *oci.Spec, p *Chosen, s *settings.Settings, stateDir string) (s
 	}
 	return host, nil
 }
+
+// resolvConf is the file in the state directory that is mounted where an image
+// has none.
+const resolvConf = "resolv.conf"
 
 // sharesIPC reports whether the ipc namespace that spec names is our own.
 func sharesIPC(spec *oci.Spec) bool {

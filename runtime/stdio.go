@@ -239,7 +239,7 @@ func (s *stdio) Close() {
 func replaceNull(p *libcontainer.Process, root *containerRoot, opened *closers) error {
 	for _, stream := range []struct {
 		f     any
-		flags uint64
+		flags int
 		set   func(*os.File)
 	}{
 		{p.Stdin, unix.O_RDONLY, func(f *os.File) { p.Stdin = f }},
@@ -250,15 +250,30 @@ func replaceNull(p *libcontainer.Process, root *containerRoot, opened *closers) 
 		if !ok || !isNull(int(f.Fd())) {
 			continue
 		}
-		fd, err := root.open("/dev/null", stream.flags, exact)
-		if err != nil || !isNull(fd) {
-			return fmt.Errorf("cannot open the container's null device: %v", err)
+		null, err := root.null(stream.flags)
+		if err != nil {
+			return err
 		}
-		null := os.NewFile(uintptr(fd), "null")
 		opened.add(func() { null.Close() })
 		stream.set(null)
 	}
 	return nil
+}
+
+// null opens the container's null device, and nothing that a program may have
+// put in its place: a named pipe would keep us waiting (fifo(7)).
+func (root *containerRoot) null(flags int) (*os.File, error) {
+	fd, err := root.open("/dev/null", unix.O_PATH, exact)
+	if err == nil {
+		defer unix.Close(fd)
+		if !isNull(fd) {
+			err = errors.New("it is something else")
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot open the container's null device: %v", err)
+	}
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), flags, 0)
 }
 
 // closers are what has to be closed when a process has been started.

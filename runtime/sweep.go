@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -56,6 +58,9 @@ func sweepContainer(dir string) (removed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
+	if err != nil && !isOurs(dir) {
+		return false, nil
+	}
 	if err == nil {
 		if hooks.Runs(s.InitPID, s.InitStart) {
 			return false, nil
@@ -66,6 +71,17 @@ func sweepContainer(dir string) (removed bool, err error) {
 	}
 	removeCgroups(dir)
 	return true, os.RemoveAll(dir)
+}
+
+// isOurs reports whether there is nothing in dir but what create makes before it
+// stores a Sandbox. libcontainer's directories may lie beside ours, and a
+// container's id may be like the name of one of ours.
+func isOurs(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		known := []string{control.CgroupsFile, control.GatewayLink, notifyDir, resolvConf}
+		return !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), ".new-")
+	})
 }
 
 // Repair starts the gateway of container id again if it was lost, and says

@@ -25,6 +25,15 @@ func TestSweepLeavesOthersAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// libcontainer's, of a container whose id is "web.12345678".
+	namesake := filepath.Join(runDir, "web.12345678")
+	if err := os.Mkdir(namesake, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(namesake, "state.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	keep = append(keep, filepath.Base(namesake))
 	r := &Runtime{Settings: &settings.Settings{RunDir: runDir}}
 	gone, err := r.Sweep()
 	if err != nil || !slices.Equal(gone, []string{filepath.Base(left)}) {
