@@ -201,10 +201,11 @@ func listeningSockets() []string {
 }
 
 // resolvers returns the name servers and search domains that the engine meant
-// for the container: those of the file it mounts at /etc/resolv.conf.
+// for the container: those of the file it mounts at /etc/resolv.conf, unless a
+// program could have written it by another name.
 func resolvers(spec *oci.Spec) (servers, search []string) {
 	for _, m := range spec.Mounts {
-		if filepath.Clean(m.Destination) != "/etc/resolv.conf" {
+		if filepath.Clean(m.Destination) != "/etc/resolv.conf" || isWritten(spec, m.Source) {
 			continue
 		}
 		b, err := os.ReadFile(m.Source)
@@ -251,6 +252,19 @@ func searchDomains(r io.Reader) []string {
 	return out
 }
 
+// isWritten reports whether source lies in a volume that the container may write:
+// then a program that was in it before chose what is there.
+func isWritten(spec *oci.Spec, source string) bool {
+	at, err := filepath.EvalSymlinks(source)
+	return err != nil || slices.ContainsFunc(spec.Mounts, func(m oci.Mount) bool {
+		if !isBind(m) || slices.Contains(m.Options, "ro") {
+			return false
+		}
+		dir, err := filepath.EvalSymlinks(m.Source)
+		return err == nil && at != dir && strings.HasPrefix(at, dir+"/")
+	})
+}
+
 // maxHosts is how many lines of a hosts file count.
 const maxHosts = 1000
 
@@ -263,7 +277,7 @@ func hosts(spec *oci.Spec) (found []control.Host) {
 		if filepath.Clean(m.Destination) != "/etc/hosts" || !isBind(m) {
 			continue
 		}
-		if !slices.Contains(m.Options, "ro") && !specs.FromEngine(m.Source) {
+		if !slices.Contains(m.Options, "ro") && !specs.FromEngine(m.Source) || isWritten(spec, m.Source) {
 			continue
 		}
 		f, err := os.OpenFile(m.Source, os.O_RDONLY|unix.O_NONBLOCK, 0)

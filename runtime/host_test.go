@@ -2,8 +2,12 @@ package runtime
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	oci "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Of a hosts file counts what names something outside of the container.
@@ -27,6 +31,38 @@ fd00::7	db.local
 	}
 	if got := parseHosts(strings.NewReader(strings.Repeat("10.0.0.1 a.local\n", 2*maxHosts)), ""); len(got) != maxHosts {
 		t.Errorf("%d lines count", len(got))
+	}
+}
+
+// Who answers for names is the engine's or the operator's to say: a file that
+// the container could have written by another name is not believed.
+func TestProgramsNameNoServers(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"resolv.conf", "hosts"} {
+		check(t, os.WriteFile(filepath.Join(dir, name), []byte("nameserver 192.0.2.1\n192.0.2.2 db.local\n"), 0o644))
+	}
+	mounts := func(volume ...string) *oci.Spec {
+		spec := &oci.Spec{}
+		for _, name := range []string{"resolv.conf", "hosts"} {
+			spec.Mounts = append(spec.Mounts, oci.Mount{Type: "bind", Source: filepath.Join(dir, name), Destination: "/etc/" + name, Options: []string{"rbind", "ro"}})
+		}
+		spec.Mounts = append(spec.Mounts, oci.Mount{Type: "bind", Source: dir, Destination: "/work", Options: volume})
+		return spec
+	}
+	for _, test := range []struct {
+		name    string
+		spec    *oci.Spec
+		counted int
+	}{
+		{"in a volume that is read-only", mounts("rbind", "ro"), 1},
+		{"in one that may be written", mounts("rbind", "rw"), 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			servers, _ := resolvers(test.spec)
+			if len(servers) != test.counted || len(hosts(test.spec)) != test.counted {
+				t.Errorf("servers %v, hosts %v", servers, hosts(test.spec))
+			}
+		})
 	}
 }
 
