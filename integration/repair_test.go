@@ -250,3 +250,30 @@ func TestRepairBringsNothingBack(t *testing.T) {
 		})
 	}
 }
+
+// While a gateway is dead its addresses are anybody's. Whoever takes them gets no
+// connection of a neighbour's, and gives none a way out: there is no gateway
+// before they are free.
+func TestRepairWithoutItsAddresses(t *testing.T) {
+	e := newEarth(t)
+	b, main := e.sandbox(allowed...)
+	mate := b.mate()
+	second := mate.up()
+	main.want("ok hello", "dial echo.good.example:7000 hello")
+	kill(t, b.monitor())
+	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
+	second.want("ok", "hold tcp4 198.18.0.1:15001")
+	second.want("ok", "hold tcp4 198.18.0.1:53")
+	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
+	if got := b.nemoclaw(nil, "repair", b.id); got.code == 0 || !strings.Contains(got.stderr, "198.18.0.1:15001: address already in use") {
+		t.Errorf("repair: %s", got)
+	}
+	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
+
+	kill(t, mate.initPID())
+	if got := b.nemoclaw(nil, "repair", b.id); got.code != 0 {
+		t.Fatalf("repair without the other: %s", got)
+	}
+	main.want("ok hello", "dial echo.good.example:7000 hello")
+	main.want("ECONNRESET", "dial echo.evil.example:7000 hello")
+}
