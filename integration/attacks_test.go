@@ -82,7 +82,7 @@ var attacks = []attack{
 	{57, "a name that an operator's shell would run", []string{"cmd/nemoclawctl TestCompletionRunsNothing", "egress/monitor TestPendingHasNames"}, ""},
 	{58, "what was revoked, after the gateway was lost and its policy file has a fault", []string{"egress/monitor TestNothingRevokedComesBack", "integration TestRepairBringsNothingBack"}, ""},
 	{59, "connections that wait, to keep others' out of sight", []string{"egress/monitor TestWaitingEnds", "egress/worker TestHeldAreBounded"}, ""},
-	{60, "the looks of an allowed program", []string{"egress/monitor TestOwnerIsNotTakenForGranted", "egress/monitor TestOwnerIsReadAnew"}, "Be another program than it looks"},
+	{60, "the looks of an allowed program", []string{"egress/monitor TestOwnerIsNotTakenForGranted", "egress/monitor TestHoldingIsNotConnecting"}, "Be another program than it looks"},
 	{61, "the addresses of a gateway that was lost", []string{"integration TestRepairWithoutItsAddresses"}, "Take the place of a lost gateway"},
 }
 

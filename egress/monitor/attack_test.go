@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -195,5 +196,36 @@ func TestNothingRevokedComesBack(t *testing.T) {
 	}
 	if string(attach.Policy) != onlyExample {
 		t.Errorf("what create read has become %s", attach.Policy)
+	}
+}
+
+// Where connections are seen being made, one that was not is no allowed
+// program's: it may only hold what another has connected, and crowded out.
+func TestHoldingIsNotConnecting(t *testing.T) {
+	s := newSandbox(t)
+	group := newTestCgroup(t)
+	o := newTestOwners(t, s)
+	s.must(o.load())
+	s.must(o.watch(cgroups, group.start(t, s, "init").Process.Pid))
+	to := listenPort(t, s)
+	program := group.start(t, s, "connect", "127.0.0.1:"+to)
+	src, dst := netip.MustParseAddrPort(program.said), netip.MustParseAddrPort("127.0.0.1:"+to)
+	if p := o.ask(src, dst); p == nil || p.PID != program.Process.Pid || p.Unsure != "" {
+		t.Errorf("seen, it belongs to %+v", p)
+	}
+	var cookie uint64
+	var c caller
+	for all := o.hook.seen.Iterate(); all.Next(&cookie, &c); {
+		s.must(o.hook.seen.Delete(&cookie))
+	}
+	if p := o.ask(src, dst); p == nil || p.PID != program.Process.Pid || p.Unsure == "" {
+		t.Errorf("crowded out, it belongs to %+v", p)
+	}
+	// Of a container that cannot be watched, who holds a socket is all there is.
+	if o.watch(cgroups, 1<<30) == nil || o.seesAll {
+		t.Error("a container that is not there is watched")
+	}
+	if p := o.ask(src, dst); p == nil || p.Unsure != "" {
+		t.Errorf("searched for, it belongs to %+v", p)
 	}
 }

@@ -65,11 +65,15 @@ type owners struct {
 	// is none but one.
 	whose func(pid int) string
 
-	mu    sync.Mutex // guards what follows
-	diag  *diag
-	hook  *hook // nil: connections are not seen being made
-	known map[int]known
-	last  lastHolder
+	mu   sync.Mutex // guards what follows
+	diag *diag
+	hook *hook // nil: connections are not seen being made
+	// seesAll: hook is attached to every container. What it forgot was crowded
+	// out, by programs that connect a lot.
+	seesAll  bool
+	attached bool // to some container, or not for a reason
+	known    map[int]known
+	last     lastHolder
 }
 
 // known is a process as it was read.
@@ -124,7 +128,10 @@ func (o *owners) watch(cgroups string, init int) error {
 	if o.hook == nil {
 		return nil // load has said why
 	}
-	return o.hook.attach(cgroups, init)
+	err := o.hook.attach(cgroups, init)
+	o.seesAll = err == nil && (o.seesAll || !o.attached)
+	o.attached = true
+	return err
 }
 
 func (o *owners) close() {
@@ -160,6 +167,9 @@ func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Ti
 		return o.called(c, thorough)
 	}
 	if h := o.search(sock.inode, thorough, deadline); h.pid != 0 {
+		if thorough && o.seesAll {
+			h.unsure = "it was not seen to connect" // so who holds the socket proves nothing
+		}
 		return o.describe(h.pid, sock.uid, h.unsure, thorough)
 	}
 	return nil
