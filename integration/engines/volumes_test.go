@@ -113,7 +113,8 @@ func TestGivenDevices(t *testing.T) {
 	}{
 		{[]string{"--device=/dev/zero:/dev/mine", "busybox", "sh", "-c", "head -c1 /dev/mine | wc -c"}, "1"},
 		{[]string{"--device=/dev/loop-control", "busybox", "true"}, "allow_devices: [/dev/loop-control]"},
-		{[]string{"--privileged", "busybox", "sh", "-c", "head -c1 /dev/kmsg"}, "ermission denied"},
+		{[]string{"--privileged", "busybox", "sh", "-c", "head -c1 /dev/kmsg"}, "not permitted"},
+		{[]string{"--privileged", "busybox", "sh", "-c", "head -c1 /dev/zero | wc -c; echo > /dev/null && tty < /dev/ptmx"}, "1"},
 	} {
 		s := docker(t, append([]string{"run", "--rm", "--runtime=nemoclaw"}, c.args...)...)
 		if !strings.Contains(s.out+s.err, c.says) {
