@@ -25,10 +25,29 @@ func Inhabitant(ns *os.File) (int, error) {
 		if err != nil {
 			continue
 		}
-		// A process that ends meanwhile lives nowhere.
-		if st, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && os.SameFile(st, want) {
+		if lives(pid, want) {
 			return pid, nil
 		}
 	}
 	return 0, nil
+}
+
+// lives tells whether a process is in the namespace want. Of one whose first
+// thread has ended only the others are anywhere (a zombie has no namespaces); one
+// that ends meanwhile lives nowhere.
+func lives(pid int, want os.FileInfo) bool {
+	st, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err == nil {
+		return os.SameFile(st, want)
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return false
+	}
+	for _, t := range threads {
+		if st, err := os.Stat(fmt.Sprintf("/proc/%d/task/%s/ns/net", pid, t.Name())); err == nil && os.SameFile(st, want) {
+			return true
+		}
+	}
+	return false
 }
