@@ -105,7 +105,7 @@ func (m *Monitor) awaitMembers(ctx context.Context) bool {
 // has a mount namespace of its own, which no program in it can leave: the
 // second filter knows no setns and no unshare.
 func (s *members) whose(pid int) string {
-	mounts, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
+	mounts, err := linkOf(pid, "ns/mnt")
 	if err != nil {
 		return ""
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -243,7 +242,7 @@ func (o *owners) read(pid int, st stat) *control.Process {
 }
 
 func exe(pid int) string {
-	name, _ := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "exe"))
+	name, _ := linkOf(pid, "exe")
 	return name
 }
 

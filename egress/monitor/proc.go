@@ -3,6 +3,7 @@ package monitor
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,24 @@ func readProc(file string, b []byte) ([]byte, error) {
 	defer unix.Close(fd)
 	n, err := unix.Read(fd, b)
 	return b[:max(n, 0)], err
+}
+
+// linkOf reads a link of a process's directory below /proc. A first thread that
+// has ended has neither executable nor namespaces; what the others have is the
+// process's all the same.
+func linkOf(pid int, name string) (string, error) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	to, err := os.Readlink(dir + "/" + name)
+	if err == nil {
+		return to, nil
+	}
+	threads, _ := os.ReadDir(dir + "/task")
+	for _, t := range threads {
+		if to, terr := os.Readlink(dir + "/task/" + t.Name() + "/" + name); terr == nil {
+			return to, nil
+		}
+	}
+	return "", err
 }
 
 // parseStat looks for the last parenthesis: a program may have one in its

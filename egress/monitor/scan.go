@@ -101,7 +101,7 @@ func pids() []int {
 
 // inside reports whether a process lives in the namespace.
 func (o *owners) inside(pid int) bool {
-	ns, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	ns, err := linkOf(pid, "ns/net")
 	return err == nil && ns == o.inner
 }
 
