@@ -13,7 +13,7 @@ import (
 )
 
 // Mark is the SO_MARK of the gateway's own sockets in the inner namespace:
-// with it 127.0.0.11, where Docker's resolver stands, can be asked. Setting it
+// with it the engine's resolver can be asked (Engine). Setting it
 // takes CAP_NET_ADMIN or CAP_NET_RAW over that namespace (socket(7)), which no
 // program of a sandbox has.
 const Mark = 0x6e63

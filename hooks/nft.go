@@ -183,7 +183,7 @@ func innerChains(v6 bool) []chain {
 	onLinks := func(k expr.MetaKey) words {
 		return words{&expr.Meta{Key: k, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: links.Name, SetID: links.ID}}
 	}
-	resolver := netip.MustParseAddr("127.0.0.11") // Docker's, which asks from the host
+	resolver := EngineResolver // it asks from the host
 
 	// No connection tracking for what is steered: its answer would be all that
 	// it is tracked for. Loopback is spared, where Docker's NAT may need it.

@@ -450,7 +450,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 		PolicyName: n.chosen.Name, PolicyFile: n.chosen.Path, Policy: n.chosen.Source,
 		AuditLog:    r.auditLog(n.id),
 		Rotation:    control.Rotation{Size: r.Settings.Audit.MaxSize, Age: r.Settings.Audit.MaxAge, Keep: r.Settings.Audit.Keep},
-		Nameservers: servers, Search: search,
+		Nameservers: servers, EngineDNS: n.host.HasResolvConf && len(n.chosen.Network.DNS) == 0, Search: search,
 		Hosts:     hosts(n.spec),
 		Namespace: n.outlive,
 		Notes:     n.notes,

@@ -48,6 +48,7 @@ func runMonitor(dir string) error {
 		Dir:    dir,
 		Worker: []string{"/proc/self/exe", "worker"},
 		Listen: hooks.Listen,
+		Engine: new(hooks.Engine).Dial,
 		Unplug: hooks.Unplug,
 		Return: hooks.Return,
 		Follow: hooks.Follow,

@@ -41,16 +41,17 @@ type Attach struct {
 	ID          string   `json:"id"`
 	Root        string   `json:"root"`
 	PolicyName  string   `json:"policy_name"`
-	PolicyFile  string   `json:"policy_file"`      // watched; empty: never reloaded
-	Policy      []byte   `json:"policy"`           // what create parsed, byte for byte
-	Latest      []byte   `json:"latest,omitempty"` // the policy last in force, if not that of create; the monitor's to say
-	AuditLog    string   `json:"audit_log"`        // opened for append, made if missing
-	Rotation    Rotation `json:"rotation"`         // of the audit log
-	Nameservers []string `json:"nameservers"`      // addresses the worker asks, in order
-	Search      []string `json:"search"`           // the container's search domains
-	Hosts       []Host   `json:"hosts,omitempty"`  // of the hosts file that the engine made for the container
-	HostUplink  bool     `json:"host_uplink"`      // the uplink is the host's own namespace
-	OwnUplink   bool     `json:"own_uplink"`       // the uplink was made for this sandbox: its links end with it
+	PolicyFile  string   `json:"policy_file"`          // watched; empty: never reloaded
+	Policy      []byte   `json:"policy"`               // what create parsed, byte for byte
+	Latest      []byte   `json:"latest,omitempty"`     // the policy last in force, if not that of create; the monitor's to say
+	AuditLog    string   `json:"audit_log"`            // opened for append, made if missing
+	Rotation    Rotation `json:"rotation"`             // of the audit log
+	Nameservers []string `json:"nameservers"`          // addresses the worker asks, in order
+	EngineDNS   bool     `json:"engine_dns,omitempty"` // the engine's resolver inside the namespace may be asked, if there is one
+	Search      []string `json:"search"`               // the container's search domains
+	Hosts       []Host   `json:"hosts,omitempty"`      // of the hosts file that the engine made for the container
+	HostUplink  bool     `json:"host_uplink"`          // the uplink is the host's own namespace
+	OwnUplink   bool     `json:"own_uplink"`           // the uplink was made for this sandbox: its links end with it
 	// Namespace is the path of a network namespace that was there before the
 	// sandbox and outlives it: the uplink's links go back to it. Empty: it
 	// ends with the sandbox.

@@ -16,6 +16,8 @@ import (
 //	process{n, …}                         ──▶
 //	                                      ◀── use{n, grant}, if a grant counts
 //	used{n | fault}                       ──▶ only now is it one's own
+//	                                      ◀── engine{n}, to ask the engine's resolver
+//	dialed{n | fault} + the connection    ──▶
 //	                                      ◀── records{[n, …]}
 //	written{n | fault}                    ──▶ only now may bytes pass
 //	count{}                               ──▶
@@ -34,6 +36,7 @@ type ToWorker struct {
 	Used    *Used    `json:"used,omitempty"`
 	Written *Written `json:"written,omitempty"`
 	Count   *Count   `json:"count,omitempty"`
+	Dialed  *Dialed  `json:"dialed,omitempty"`
 }
 
 // Count asks for Counted.
@@ -49,7 +52,8 @@ type Setup struct {
 	Hosts       []Host         `json:"hosts,omitempty"`
 	Proxy       *Proxy         `json:"proxy,omitempty"` // nil: connections go straight
 	HostUplink  bool           `json:"host_uplink"`
-	Never       []netip.Prefix `json:"never,omitempty"` // more that is never reachable
+	EngineDNS   bool           `json:"engine_dns,omitempty"` // the engine\'s resolver inside may be asked, if there is one: Engine
+	Never       []netip.Prefix `json:"never,omitempty"`      // more that is never reachable
 }
 
 // Host is a line of a hosts file: what a program dials there, it means by name.
@@ -143,6 +147,20 @@ type ToMonitorFromWorker struct {
 	Use     *Use     `json:"use,omitempty"`
 	Records *Records `json:"records,omitempty"`
 	Counted *Counted `json:"counted,omitempty"`
+	Engine  *Engine  `json:"engine,omitempty"`
+}
+
+// Engine asks for a connection to the resolver that the engine keeps inside the
+// sandbox's namespace, for one question.
+type Engine struct {
+	N uint64 `json:"n"`
+}
+
+// Dialed answers Engine with the same N, and brings the connection unless Fault
+// says why there is none.
+type Dialed struct {
+	N     uint64 `json:"n"`
+	Fault string `json:"fault,omitempty"`
 }
 
 // Counted is what a worker has counted since its start.

@@ -43,6 +43,9 @@ type Monitor struct {
 	Worker []string
 	// Listen opens the six sockets of control.Setup inside a namespace.
 	Listen func(inner *os.File) ([]*os.File, error)
+	// Engine connects to the resolver that the engine keeps inside a namespace.
+	// Nil: it is never asked.
+	Engine func(inner *os.File) (*os.File, error)
 	// Unplug removes every link of the uplink. It is called once init has
 	// ended, and only for an uplink that was made for this sandbox.
 	Unplug func(uplink *os.File) error

@@ -172,13 +172,15 @@ func startIn(ns *os.File, cmd *exec.Cmd) error {
 // conversation ends. born is the cgroup that it was started in.
 func (m *Monitor) converse(conn *control.Conn, p *os.Process, born *cgroup) error {
 	a := &m.attached
-	setup := control.Setup{ID: a.ID, Nameservers: a.Nameservers, Search: a.Search, Hosts: a.Hosts, Proxy: m.proxy, HostUplink: a.HostUplink}
+	setup := control.Setup{ID: a.ID, Nameservers: a.Nameservers, Search: a.Search, Hosts: a.Hosts, Proxy: m.proxy, HostUplink: a.HostUplink, EngineDNS: a.EngineDNS && m.Engine != nil}
 	files := append(append([]*os.File{}, m.listeners...), m.names)
 	if err := conn.Send(control.ToWorker{Setup: &setup}, files...); err != nil {
 		return err
 	}
 	questions := m.answerQuestions(conn)
 	defer close(questions)
+	dials := m.newDials(conn)
+	defer dials.wait()
 	m.mu.Lock()
 	m.worker.conn, m.worker.process, m.worker.pid = conn, p, p.Pid
 	m.rules.latest = control.Applied{} // nothing is in force until it says so
@@ -222,6 +224,8 @@ func (m *Monitor) converse(conn *control.Conn, p *os.Process, born *cgroup) erro
 				m.tellRules()
 				m.mu.Unlock()
 			}
+		case msg.Engine != nil && setup.EngineDNS:
+			dials.dial(msg.Engine.N)
 		case msg.Counted != nil:
 			m.heard(msg.Counted)
 		case msg.Records != nil:

@@ -63,6 +63,9 @@ const (
 	// minTTL and maxTTL bound how long it does, whatever the answer says;
 	// badTTL is for names that have no address.
 	minTTL, maxTTL, badTTL = time.Second, 300 * time.Second, 2 * time.Second
+	// engineTTL is how long an address counts that an engine's resolver told:
+	// it is another container's the moment that one ends.
+	engineTTL = 2 * time.Second
 	// queryTime is how long one nameserver may take before the next is asked;
 	// each is asked queryRounds times.
 	queryTime   = limits.Query

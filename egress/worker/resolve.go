@@ -21,8 +21,9 @@ import (
 type resolver struct {
 	ctx     context.Context // of the questions, which several callers may share
 	servers []netip.Addr
-	port    uint16 // of the servers
-	hosts   *hosts // of the names that nobody is asked for; nil: none
+	port    uint16  // of the servers
+	engine  *engine // asked too; nil: there is none
+	hosts   *hosts  // of the names that nobody is asked for; nil: none
 	group   singleflight.Group
 
 	mu    sync.Mutex
@@ -92,9 +93,31 @@ func (r *resolver) remember(host string, a answer) {
 	r.known[host] = a
 }
 
-// ask asks for both families at once. One family that cannot be had does not
-// spoil the other.
+// ask asks the nameservers, and an engine's resolver for what they do not know.
+// For a name of one label, as containers have, it is the other way round.
 func (r *resolver) ask(host string) answer {
+	if r.engine == nil {
+		return r.askBoth(host, r.query)
+	}
+	inside := func(host string, qtype uint16) (*wire.Msg, error) { return r.engine.query(r.ctx, host, qtype) }
+	first, second := r.query, inside
+	if !strings.Contains(host, ".") {
+		first, second = inside, r.query
+	}
+	a := r.askBoth(host, first)
+	if a.err == nil {
+		return a
+	}
+	b := r.askBoth(host, second)
+	if b.err != nil && b.err.Error() != a.err.Error() {
+		b.err = fmt.Errorf("%w; %s", b.err, a.err)
+	}
+	return b
+}
+
+// askBoth asks for both families at once. One family that cannot be had does
+// not spoil the other.
+func (r *resolver) askBoth(host string, query func(host string, qtype uint16) (*wire.Msg, error)) answer {
 	type half struct {
 		addrs []netip.Addr
 		ttl   time.Duration
@@ -102,10 +125,10 @@ func (r *resolver) ask(host string) answer {
 	}
 	six := make(chan half, 1)
 	go func() {
-		addrs, ttl, err := r.question(host, wire.TypeAAAA)
+		addrs, ttl, err := addressesFrom(query, host, wire.TypeAAAA)
 		six <- half{addrs, ttl, err}
 	}()
-	addrs4, ttl4, err4 := r.question(host, wire.TypeA)
+	addrs4, ttl4, err4 := addressesFrom(query, host, wire.TypeA)
 	h6 := <-six
 	addrs := alternate(h6.addrs, addrs4)
 	if len(addrs) == 0 {
@@ -141,9 +164,9 @@ func alternate(a, b []netip.Addr) []netip.Addr {
 	return out
 }
 
-// question returns the addresses of one family, and for how long.
-func (r *resolver) question(host string, qtype uint16) ([]netip.Addr, time.Duration, error) {
-	m, err := r.query(host, qtype)
+// addressesFrom returns the addresses of one family, and for how long.
+func addressesFrom(query func(string, uint16) (*wire.Msg, error), host string, qtype uint16) ([]netip.Addr, time.Duration, error) {
+	m, err := query(host, qtype)
 	if err != nil {
 		return nil, maxTTL, err
 	}
@@ -199,9 +222,7 @@ func (r *resolver) beyond(host string, qtype uint16) (dns.Found, error) {
 
 // exchange asks one nameserver over UDP, and over TCP if the answer was cut.
 func (r *resolver) exchange(server netip.Addr, host string, qtype uint16) (*wire.Msg, error) {
-	q := new(wire.Msg)
-	q.SetQuestion(host+".", qtype)
-	q.SetEdns0(1232, false)
+	q := question(host, qtype)
 	to := netip.AddrPortFrom(server, r.port).String()
 	for _, network := range []string{"udp", "tcp"} {
 		m, err := r.send(network, to, q)
@@ -211,16 +232,32 @@ func (r *resolver) exchange(server netip.Addr, host string, qtype uint16) (*wire
 		if m.Truncated && network == "udp" {
 			continue
 		}
-		if len(m.Question) != 1 || !strings.EqualFold(m.Question[0].Name, q.Question[0].Name) || m.Question[0].Qtype != qtype {
-			return nil, fmt.Errorf("nameserver %s: the answer is to another question", server)
+		if err := answers(q, m); err != nil {
+			return nil, fmt.Errorf("nameserver %s: %w", server, err)
 		}
-		switch m.Rcode {
-		case wire.RcodeSuccess, wire.RcodeNameError:
-			return m, nil
-		}
-		return nil, fmt.Errorf("nameserver %s: %s", server, wire.RcodeToString[m.Rcode])
+		return m, nil
 	}
 	return nil, fmt.Errorf("nameserver %s: the answer is cut off", server)
+}
+
+func question(host string, qtype uint16) *wire.Msg {
+	q := new(wire.Msg)
+	q.SetQuestion(host+".", qtype)
+	q.SetEdns0(1232, false)
+	return q
+}
+
+// answers says why m does not answer q; nil if it does, be it that there is no
+// such name.
+func answers(q, m *wire.Msg) error {
+	asked := q.Question[0]
+	if len(m.Question) != 1 || !strings.EqualFold(m.Question[0].Name, asked.Name) || m.Question[0].Qtype != asked.Qtype {
+		return errors.New("the answer is to another question")
+	}
+	if m.Rcode != wire.RcodeSuccess && m.Rcode != wire.RcodeNameError {
+		return errors.New(wire.RcodeToString[m.Rcode])
+	}
+	return nil
 }
 
 // send sends one question over a socket of its own, whose port the kernel

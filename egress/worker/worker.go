@@ -118,7 +118,7 @@ func (s *server) converse() error {
 }
 
 func (s *server) obey(m *control.ToWorker, files []*os.File) error {
-	if m.Setup == nil && len(files) > 0 {
+	if m.Setup == nil && m.Dialed == nil && len(files) > 0 {
 		return errors.New("cannot obey the monitor: a message brought descriptors unasked")
 	}
 	switch {
@@ -130,6 +130,8 @@ func (s *server) obey(m *control.ToWorker, files []*os.File) error {
 		s.asked.answer(m.Process)
 	case m.Used != nil:
 		s.spender.answer(m.Used)
+	case m.Dialed != nil && s.names != nil && s.names.engine != nil:
+		s.names.engine.dialed(m.Dialed, files)
 	case m.Count != nil:
 		return s.conn.Send(control.ToMonitorFromWorker{Counted: &control.Counted{DNS: s.answers.all()}})
 	case m.Written != nil:
@@ -174,6 +176,9 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	}
 	s.id = m.ID
 	s.names = newResolver(s.ctx, nameservers)
+	if m.EngineDNS {
+		s.names.engine = newEngine(s.conn)
+	}
 	s.hosts = newHosts(m.Hosts)
 	s.names.hosts = s.hosts
 	s.proxy = newProxy(m.Proxy)
