@@ -21,10 +21,12 @@ const (
 	HelloRecords  = 2048
 	Dial          = 15 * time.Second
 	Stagger       = 250 * time.Millisecond
-	Addresses     = 16
+	Addresses     = 32
 	ResolverNames = 4096
 	Query         = 2 * time.Second
 	KeepIdle      = 60 * time.Second
+	EngineDials   = 8
+	EngineTTL     = 2 * time.Second
 )
 
 // DNS.
@@ -114,6 +116,8 @@ var Table = []Group{
 		{"delay before the next address is tried as well", Stagger, "", "the first that answers is taken"},
 		{"addresses of one name", Addresses, "", "more are ignored"},
 		{"names that are remembered", ResolverNames, "", "what has expired is forgotten, then any"},
+		{"questions to the engine's resolver at once", EngineDials, "", "the name servers alone are asked"},
+		{"time that an answer of the engine's resolver counts", EngineTTL, "", "it is asked again"},
 		{"time for one name server to answer", Query, "", "the next is asked, each twice"},
 		{"time before a silent server is probed", KeepIdle, "", "one that does not answer is gone"},
 	}},

@@ -4,10 +4,8 @@ import (
 	"sync"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 )
-
-// maxDials is how many connections to the engine's resolver are made at once.
-const maxDials = 8
 
 // dials makes a worker's connections to the engine's resolver. The monitor hands
 // them on as they are: the question is asked, and the answer read, by the
@@ -20,7 +18,7 @@ type dials struct {
 }
 
 func (m *Monitor) newDials(conn *control.Conn) *dials {
-	return &dials{m: m, conn: conn, room: make(chan struct{}, maxDials)}
+	return &dials{m: m, conn: conn, room: make(chan struct{}, limits.EngineDials)}
 }
 
 // dial answers the worker's nth demand, by and by.

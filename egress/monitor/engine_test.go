@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/limits"
 )
 
 // A connection to the engine's resolver is handed to the worker, or why there is
@@ -41,15 +42,15 @@ func TestDials(t *testing.T) {
 		}
 		return os.Open("/dev/null")
 	}}).newDials(ours)
-	for n := range uint64(maxDials + 1) {
+	for n := range uint64(limits.EngineDials + 1) {
 		d.dial(n)
 	}
-	if m, files := hear(); m.N != maxDials || m.Fault == "" || files != 0 {
+	if m, files := hear(); m.N != limits.EngineDials || m.Fault == "" || files != 0 {
 		t.Errorf("one too many: %+v and %d descriptors", m, files)
 	}
 	close(gate)
-	for range maxDials {
-		if m, files := hear(); m.N >= maxDials || m.Fault != "" || files != 1 {
+	for range limits.EngineDials {
+		if m, files := hear(); m.N >= limits.EngineDials || m.Fault != "" || files != 1 {
 			t.Errorf("%+v and %d descriptors, want a connection", m, files)
 		}
 	}

@@ -65,7 +65,7 @@ const (
 	minTTL, maxTTL, badTTL = time.Second, 300 * time.Second, 2 * time.Second
 	// engineTTL is how long an address counts that an engine's resolver told:
 	// it is another container's the moment that one ends.
-	engineTTL = 2 * time.Second
+	engineTTL = limits.EngineTTL
 	// queryTime is how long one nameserver may take before the next is asked;
 	// each is asked queryRounds times.
 	queryTime   = limits.Query
