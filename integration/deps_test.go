@@ -172,12 +172,12 @@ func checkFiles(t *testing.T, name string, p listed) {
 	}
 }
 
-// isProgram reports whether a test file has a TestMain: it may be started again
-// as another program.
+// isProgram reports whether a test file has a TestMain or an init: it may be
+// started again as another program.
 func isProgram(f *ast.File) bool {
 	return slices.ContainsFunc(f.Decls, func(d ast.Decl) bool {
 		fn, ok := d.(*ast.FuncDecl)
-		return ok && fn.Name.Name == "TestMain"
+		return ok && (fn.Name.Name == "TestMain" || fn.Name.Name == "init")
 	})
 }
 
