@@ -83,7 +83,7 @@ soak: build ## SOAK (10m) of mixed load, saves and deaths, and larger floods, lo
 	NEMOCLAW_SOAK=$(SOAK) $(GO) test -count=1 -tags $(TAGS) -timeout 0 -v -run '^TestSoak$$' ./integration
 	NEMOCLAW_KILLS=100 NEMOCLAW_FLOOD=20 $(GO) test -count=1 -tags $(TAGS) -timeout 0 -v -run '^(TestFloods|TestWorkerDiesAgainAndAgain)$$' ./integration
 
-bench: build ## measure beside runc, crun, haproxy and nginx; BENCH="-only net -rounds 9"
+bench: build ## measure beside runc, crun, haproxy, nginx, squid and mitmproxy; BENCH="-only net -rounds 9"
 	CGO_ENABLED=0 $(GO) run ./integration/bench $(BENCH)
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2

@@ -68,8 +68,17 @@ func copyProgram(from, to string) error {
 // bundle makes a bundle called name that runs args in root, as "docker run"
 // would write it but for the network, which nobody plugs in.
 func (b *bench) bundle(name string, p profile, root string, args ...string) (string, error) {
-	name = strings.ReplaceAll(name, " ", "-")
+	return b.bundleIn(name, p, root, "", args...)
+}
+
+// bundleIn is bundle, in the network namespace at the path network unless that
+// is empty.
+func (b *bench) bundleIn(name string, p profile, root, network string, args ...string) (string, error) {
+	name = strings.NewReplacer(" ", "-", ",", "", ":", "").Replace(name)
 	spec := plainSpec(root, filepath.Join("/", b.cgroup, name), args)
+	if network != "" {
+		joinNetwork(spec, network)
+	}
 	if p == dockerProfile {
 		var err error
 		if spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(spec); err != nil {

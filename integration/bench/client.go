@@ -2,14 +2,17 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +31,7 @@ const clientArg = "client"
 type order struct {
 	Op      string   `json:"op"`
 	Addr    string   `json:"addr,omitempty"` // host:port
+	Via     string   `json:"via,omitempty"`  // a proxy that makes tunnels (CONNECT), as host:port
 	Clients int      `json:"clients,omitempty"`
 	Count   int      `json:"count,omitempty"`
 	Millis  int      `json:"millis,omitempty"`
@@ -78,7 +82,11 @@ func (c *client) carryOut(o order) (answer, error) {
 	case "http":
 		return shortConnections(o)
 	case "stream":
-		return stream(o)
+		return streams(o)
+	case "ask":
+		return questions(o)
+	case "ask much":
+		return manyQuestions(o)
 	case "hold":
 		return c.hold(o)
 	case "drop":
@@ -124,7 +132,11 @@ func requestFor(addr string) []byte {
 // shortConnections makes requests, each on a connection of its own, for a time
 // or up to a count.
 func shortConnections(o order) (answer, error) {
-	addr, err := resolve(o.Addr)
+	first := o.Addr
+	if o.Via != "" {
+		first = o.Via
+	}
+	addr, err := resolve(first)
 	if err != nil {
 		return answer{}, err
 	}
@@ -141,7 +153,7 @@ func shortConnections(o order) (answer, error) {
 			buf := make([]byte, 4096)
 			for (o.Count == 0 || len(took)+failed < o.Count) && (o.Millis == 0 || time.Since(begin) < time.Duration(o.Millis)*time.Millisecond) {
 				start := time.Now()
-				if err := once(addr, ask, buf); err != nil {
+				if err := once(addr, o, ask, buf); err != nil {
 					failed++
 					continue
 				}
@@ -168,12 +180,15 @@ func shortConnections(o order) (answer, error) {
 func resolve(addr string) (*net.TCPAddr, error) { return net.ResolveTCPAddr("tcp4", addr) }
 
 // once is one connection: a request, and an answer that ends with it.
-func once(addr *net.TCPAddr, ask, buf []byte) error {
+func once(addr *net.TCPAddr, o order, ask, buf []byte) error {
 	c, err := net.DialTCP("tcp4", nil, addr)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if err := tunnel(c, o); err != nil {
+		return err
+	}
 	if _, err := c.Write(ask); err != nil {
 		return err
 	}
@@ -190,9 +205,72 @@ func once(addr *net.TCPAddr, ask, buf []byte) error {
 	}
 }
 
+// dial connects to o.Addr, through a tunnel if there is a proxy.
+func dial(o order) (net.Conn, error) {
+	if o.Via == "" {
+		return net.Dial("tcp4", o.Addr)
+	}
+	c, err := net.Dial("tcp4", o.Via)
+	if err != nil {
+		return nil, err
+	}
+	if err := tunnel(c, o); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// tunnel asks the proxy at the other end of c for a tunnel (RFC 9110, 9.3.6),
+// if o goes by one.
+func tunnel(c net.Conn, o order) error {
+	if o.Via == "" {
+		return nil
+	}
+	if _, err := io.WriteString(c, "CONNECT "+o.Addr+" HTTP/1.1\r\nHost: "+o.Addr+"\r\n\r\n"); err != nil {
+		return err
+	}
+	return answered(c)
+}
+
+// answered reads the head of an answer, and not a byte more.
+func answered(c net.Conn) error {
+	var head []byte
+	for one := make([]byte, 1); !bytes.HasSuffix(head, []byte("\r\n\r\n")); head = append(head, one[0]) {
+		if _, err := io.ReadFull(c, one); err != nil {
+			return fmt.Errorf("no whole answer: %q: %w", head, err)
+		}
+	}
+	if status := strings.Fields(string(head)); len(status) < 2 || status[1] != "200" {
+		return fmt.Errorf("the answer is %q", head)
+	}
+	return nil
+}
+
+// streams reads endless answers for a time, o.Clients of them at once, and adds
+// them up.
+func streams(o order) (answer, error) {
+	var a answer
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	var errs []error
+	for range max(o.Clients, 1) {
+		wg.Go(func() {
+			one, err := stream(o)
+			mu.Lock()
+			defer mu.Unlock()
+			a.Bytes += one.Bytes
+			a.Nanos = max(a.Nanos, one.Nanos)
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	return a, errors.Join(errs...)
+}
+
 // stream reads one endless answer for a time.
 func stream(o order) (answer, error) {
-	c, err := net.Dial("tcp4", o.Addr)
+	c, err := dial(o)
 	if err != nil {
 		return answer{}, err
 	}
@@ -221,11 +299,16 @@ func stream(o order) (answer, error) {
 // hold opens connections, has each answered once, and keeps them.
 func (c *client) hold(o order) (answer, error) {
 	for range o.Count {
-		conn, err := greet(o.Addr)
-		if err != nil {
-			return answer{Count: len(c.held)}, err
+		conn, err := dial(o)
+		if err == nil {
+			c.held = append(c.held, conn)
+			if _, err = conn.Write(requestFor(o.Addr)); err == nil {
+				err = answered(conn)
+			}
 		}
-		c.held = append(c.held, conn)
+		if err != nil {
+			return answer{Count: len(c.held)}, fmt.Errorf("connection %d: %w", len(c.held), err)
+		}
 	}
 	return answer{Count: len(c.held)}, nil
 }

@@ -1,6 +1,6 @@
 // Command bench measures nemoclaw beside what it is compared with, in one run:
-// runc and crun for a container's life and for exec, haproxy and nginx for the
-// gateway, the same container without confinement for files. It judges nothing
+// runc and crun for a container's life and for exec, haproxy, nginx, squid and
+// mitmproxy for the gateway, the same container without confinement for files. It judges nothing
 // by its exit code, changes nothing on the machine, and uses nothing of
 // nemoclaw's but the programs in bin/.
 //

@@ -29,7 +29,7 @@ const (
 // it, and that ends with ctx or with us. Its processes are in our pid namespace,
 // as those of a real host: in another the gateway would have to search for the
 // processes that connect.
-func runHost(ctx context.Context, args []string, stderr io.Writer) error {
+func runHost(ctx context.Context, o options, args []string, stderr io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("cannot measure: containers take root")
 	}
@@ -46,6 +46,11 @@ func runHost(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	if err := buildRunc(ctx, cache); err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
+	}
+	if o.measures("net") || o.measures("memory") {
+		if err := unpackProxies(ctx, cache); err != nil {
+			fmt.Fprintln(stderr, "bench:", err)
+		}
 	}
 	scratch, err := os.MkdirTemp(cache, "host-*")
 	if err != nil {
@@ -160,14 +165,14 @@ func beInit(args []string) int {
 // alive tells whether a process that only Wait4 above waits for is there.
 func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 
-// layOut gives the host a /proc and a /run of its own. It hides the empty
+// layOut gives the host a /proc, a /run and a /dev/shm of its own. It hides the empty
 // version 2 of a hybrid cgroup tree, with which crun refuses to work, from all
 // contestants alike.
 func layOut() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
-	for _, at := range [][2]string{{"proc", "/proc"}, {"tmpfs", "/run"}} {
+	for _, at := range [][2]string{{"proc", "/proc"}, {"tmpfs", "/run"}, {"tmpfs", "/dev/shm"}} {
 		if err := unix.Mount(at[0], at[1], at[0], 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", at[1], err)
 		}

@@ -32,6 +32,9 @@ type options struct {
 	json   bool
 }
 
+// measures tells whether a part of the run was asked for.
+func (o options) measures(part string) bool { return slices.Contains(o.only, part) }
+
 // section is one part of the run.
 type section struct {
 	name string
@@ -42,7 +45,11 @@ var sections = []section{
 	{"lifecycle", (*bench).lifecycle},
 	{"exec", (*bench).exec},
 	{"net", (*bench).network},
+	{"dns", (*bench).dns},
 	{"memory", (*bench).memory},
+	{"reload", (*bench).reload},
+	{"attach", (*bench).attach},
+	{"density", (*bench).density},
 	{"files", (*bench).files},
 }
 
@@ -69,7 +76,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	default:
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 		defer stop()
-		err = runHost(ctx, args, stderr)
+		err = runHost(ctx, o, args, stderr)
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
@@ -112,9 +119,11 @@ type bench struct {
 	stderr  io.Writer
 	print   func(table) error
 
-	runtimes []contestant
-	missing  []string // runtimes that are not installed
-	started  int      // containers so far, for their names
+	runtimes    []contestant
+	missing     []string // runtimes that are not installed
+	descriptors int      // that a process may have
+	debian      string   // where the proxies out of Debian lie, once they are mounted
+	started     int      // containers so far, for their names
 }
 
 // measure runs the parts that were asked for, and goes on after one that
@@ -125,6 +134,10 @@ func measure(o options, stdout, stderr io.Writer) error {
 	if o.json {
 		b.print = func(t table) error { return json.NewEncoder(stdout).Encode(t) }
 	}
+	var err error
+	if b.descriptors, err = manyFiles(); err != nil {
+		return fmt.Errorf("cannot allow many open files: %w", err)
+	}
 	if err := b.prepare(); err != nil {
 		return err
 	}
@@ -133,7 +146,7 @@ func measure(o options, stdout, stderr io.Writer) error {
 	}
 	var errs []error
 	for _, s := range sections {
-		if !slices.Contains(o.only, s.name) {
+		if !o.measures(s.name) {
 			continue
 		}
 		if err := s.run(b); err != nil {
@@ -141,6 +154,22 @@ func measure(o options, stdout, stderr io.Writer) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// manyFiles lets the servers, the clients and the proxies, which inherit it,
+// have as many descriptors as it may, and returns how many that is. (A limit
+// that was set is not undone by os/exec; the one that Go raises itself is.)
+func manyFiles() (int, error) {
+	const enough = 65536
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: enough, Max: enough}); err == nil {
+		return enough, nil
+	}
+	var may syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &may); err != nil {
+		return 0, err
+	}
+	may.Cur = may.Max
+	return int(may.Max), syscall.Setrlimit(syscall.RLIMIT_NOFILE, &may)
 }
 
 // machine says what the numbers were taken on, and whether it had other work.

@@ -5,78 +5,149 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
-	"time"
 )
 
+// What is held open. One gateway carries 1,024 connections, on purpose
+// (egress/LIMITS.md), so that many more take several sandboxes.
 const (
-	openConnections = 1000
-	reloads         = 20
+	someConnections = 1000
+	manyConnections = 10000
 )
 
-// memory measures what a gateway costs: idle, with many connections open, and
-// the time from a saved policy to its effect.
+// many returns how many connections are held at most: as manyConnections says,
+// if a proxy may have two descriptors for each.
+func (b *bench) many() int {
+	return min(manyConnections, (b.descriptors-someConnections)/2/someConnections*someConnections)
+}
+
+// memory measures what the processes in between hold: idle, and with many
+// connections open.
 func (b *bench) memory() (err error) {
 	s, err := b.newSite()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	client, find, err := b.sandbox(s)
+	ways, missing, err := b.paths(s)
 	if err != nil {
 		return err
 	}
-	s.closers = append(s.closers, client.Close)
-	t := table{Title: "A gateway's memory and descriptors: the monitor, and the worker once there is one", Unit: "MiB, or a number"}
-	g, err := find()
-	if err != nil {
-		return err
-	}
-	idle, err := g.use()
-	if err != nil {
-		return err
-	}
-	if g, err = awake(client, find); err != nil {
-		return err
-	}
-	woken, err := g.use()
-	if err != nil {
-		return err
-	}
-	if _, err := client.ask(order{Op: "hold", Addr: echoHost + ":7000", Count: openConnections}); err != nil {
-		return err
-	}
-	busy, err := g.use()
-	if err != nil {
-		return err
-	}
-	if _, err := client.ask(order{Op: "drop"}); err != nil {
-		return err
-	}
+	ways = ways[1:] // on the direct one there is nobody in between
+	t := table{Title: "Memory and descriptors of the processes in between", Unit: "MiB, or a number",
+		Notes: fmt.Sprintf("What the kernel holds for a connection is not in it. %d connections are those of %d sandboxes with a gateway each. "+
+			"This machine allows a process %d descriptors.", b.many(), b.many()/someConnections, b.descriptors)}
 	one := func(name string, v, bar, aim float64) {
 		t.Rows = append(t.Rows, series{Name: name, Samples: []float64{v}, Bar: bar, Aim: aim, Absolute: bar != 0})
 	}
-	with := fmt.Sprintf(" with %d open connections", openConnections)
-	one("PSS, idle", idle.pss, 12, 8)
-	one("RSS, idle", idle.rss, 0, 0)
-	one("PSS, idle after a first connection", woken.pss, 0, 0)
-	one("RSS, idle after a first connection", woken.rss, 0, 0)
-	one("PSS,"+with, busy.pss, 40, 25)
-	one("RSS,"+with, busy.rss, 0, 0)
-	one("descriptors, idle", idle.files, 0, 0)
-	one("descriptors, idle after a first connection", woken.files, 0, 0)
-	one("descriptors,"+with, busy.files, 0, 0)
-	if err := b.print(t); err != nil {
+	row := func(who, when string, u use, bar, aim float64) {
+		one(who+", "+when+": PSS", u.pss, bar, aim)
+		one(who+", "+when+": RSS", u.rss, 0, 0)
+		one(who+", "+when+": descriptors", u.files, 0, 0)
+	}
+	some, many := fmt.Sprintf("%d connections", someConnections), fmt.Sprintf("%d connections", b.many())
+	asleep, err := b.asleep(s)
+	if err != nil {
 		return err
 	}
-	return b.reload(s, client)
+	row(gatewayPath, "before a first connection, which starts the worker", asleep, 12, 8)
+	for _, w := range ways {
+		var bar, aim float64
+		if w.name == gatewayPath {
+			bar, aim = 40, 25
+		}
+		idle, err := useOf(w.pids)
+		if err != nil {
+			return err
+		}
+		row(w.name, "idle", idle, 0, 0)
+		held, err := w.holding(someConnections)
+		if err != nil {
+			return err
+		}
+		row(w.name, some, held, bar, aim)
+		switch {
+		case w.most != 0:
+			t.Rows = append(t.Rows, series{Name: w.name + ", " + many, Note: "not tried"})
+		case w.name == gatewayPath:
+			held, err = b.manySandboxes(s, w)
+		default:
+			held, err = w.holding(b.many() - someConnections)
+		}
+		if err != nil {
+			return err
+		}
+		if w.most == 0 {
+			row(w.name, many, held, 0, 0)
+		}
+		if _, err := w.client.ask(order{Op: "drop"}); err != nil {
+			return err
+		}
+	}
+	for _, name := range missing {
+		t.Rows = append(t.Rows, series{Name: name, Note: "not installed"})
+	}
+	return b.print(t)
+}
+
+// holding opens so many further connections by w and returns what the
+// processes in between use then.
+func (w path) holding(count int) (use, error) {
+	if _, err := w.client.ask(order{Op: "hold", Addr: w.hold, Via: w.via, Count: count}); err != nil {
+		return use{}, fmt.Errorf("%s: %w", w.name, err)
+	}
+	return useOf(w.pids)
+}
+
+// asleep returns what the gateway of a sandbox that has not connected uses.
+func (b *bench) asleep(s *site) (sum use, err error) {
+	client, find, err := b.sandboxCalled("asleep", s)
+	if err != nil {
+		return use{}, err
+	}
+	defer func() { err = errors.Join(err, client.Close()) }()
+	g, err := find()
+	if err != nil {
+		return use{}, err
+	}
+	return useOf(g)
+}
+
+// manySandboxes starts as many sandboxes beside first as many connections take,
+// and returns what their gateways use together.
+func (b *bench) manySandboxes(s *site, first path) (sum use, err error) {
+	pids := slices.Clone(first.pids)
+	var others []*remote
+	defer func() {
+		for _, client := range others {
+			err = errors.Join(err, client.Close())
+		}
+	}()
+	for n := 1; n < b.many()/someConnections; n++ {
+		client, find, err := b.sandboxCalled(fmt.Sprint("client", n), s)
+		if err != nil {
+			return use{}, err
+		}
+		others = append(others, client)
+		if _, err := client.ask(order{Op: "hold", Addr: first.hold, Count: someConnections}); err != nil {
+			return use{}, err
+		}
+		g, err := find()
+		if err != nil {
+			return use{}, err
+		}
+		pids = append(pids, g...)
+	}
+	return useOf(pids)
 }
 
 // use is what processes hold: memory in MiB, and descriptors.
 type use struct{ pss, rss, files float64 }
 
-func (g gateway) use() (sum use, err error) {
-	for _, pid := range g {
+// useOf adds up what processes hold (proc_pid_smaps_rollup(5), Linux 4.14).
+func useOf(pids []int) (sum use, err error) {
+	for _, pid := range pids {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 		if err != nil {
 			return sum, err
@@ -102,38 +173,4 @@ func (g gateway) use() (sum use, err error) {
 		sum.files += float64(len(fds))
 	}
 	return sum, nil
-}
-
-// reload measures the time from the rename that saves a policy to the first
-// connection that it allows, as the program in the sandbox sees it.
-func (b *bench) reload(s *site, client *remote) error {
-	r := series{Name: "nemoclaw", Bar: 1000, Aim: 20, Absolute: true}
-	for range reloads {
-		if err := s.write(false); err != nil {
-			return err
-		}
-		if _, err := client.ask(order{Op: "until refused", Addr: lateHost + ":7000"}); err != nil {
-			return err
-		}
-		saved := make(chan int64, 1)
-		go func() {
-			// The client is trying by the time of the rename.
-			time.Sleep(pause)
-			at := monotonic()
-			if s.write(true) != nil {
-				at = 0
-			}
-			saved <- at
-		}()
-		a, err := client.ask(order{Op: "until allowed", Addr: lateHost + ":7000"})
-		if err != nil {
-			return err
-		}
-		at := <-saved
-		if at == 0 {
-			return errors.New("cannot save the policy")
-		}
-		r.Samples = append(r.Samples, float64(a.At-at)/1e6)
-	}
-	return b.print(table{Title: "Reload", Unit: "from the rename of a policy to the first connection that it allows: ms", Rows: []series{r}})
 }

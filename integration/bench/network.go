@@ -13,7 +13,6 @@ import (
 	goruntime "runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -27,10 +26,13 @@ const (
 	streamHost = "stream.example" // port 5001: an endless answer
 	echoHost   = "echo.example"   // port 7000: every byte back
 	lateHost   = "late.example"   // port 7000 too, allowed only by a reload
+	holdHost   = "hold.example"   // port 7100: the head of an answer, and no more
 
 	shortTime  = 1500 // milliseconds
 	streamTime = 1500
-	clients    = 16   // connecting at once
+	clients    = 16 // connecting at once
+	manyTime   = 1500
+	many       = 100  // streams at once
 	latencies  = 1000 // connections of a lone client in one round
 )
 
@@ -42,6 +44,9 @@ type path struct {
 	client *remote
 	web    string // host:port of the short answers
 	stream string // host:port of the endless one
+	hold   string // host:port of the one that stops after its head
+	via    string // the proxy that makes tunnels to them, or empty
+	most   int    // connections that it is asked to hold, or 0 for as many as all
 	pids   []int  // the processes in between
 }
 
@@ -49,12 +54,14 @@ type path struct {
 //
 //	nemoclaw's sandbox ┄ gateway ┄ ┐
 //	direct client ──────────────── uplink 203.0.113.2 ══ internet: the servers
-//	clients ══ 192.0.2.1 haproxy, nginx ┘
+//	clients ══ 192.0.2.1 the proxies ──── ┘
 type site struct {
 	*world.World
 	uplink, clients *os.File
 	web, streams    netip.Addr
+	holds           netip.Addr
 	policy          string // the sandbox's policy file
+	further         int    // rules in it beside those that are used
 	closers         []func() error
 }
 
@@ -81,10 +88,19 @@ func (b *bench) newSite() (_ *site, err error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, s.uplink.Close)
+	// Ports of ended connections rest for a minute, and each way makes thousands.
+	if err := within(s.uplink, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("10000 65535"), 0o644)
+	}); err != nil {
+		return nil, err
+	}
 	if s.web, err = s.ServeTCP(webHost, 80, answerShortly); err != nil {
 		return nil, err
 	}
 	if s.streams, err = s.ServeTCP(streamHost, 5001, answerEndlessly); err != nil {
+		return nil, err
+	}
+	if s.holds, err = s.ServeTCP(holdHost, 7100, answerHalf); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{echoHost, lateHost} {
@@ -95,10 +111,16 @@ func (b *bench) newSite() (_ *site, err error) {
 	return s, s.write(false)
 }
 
-// write replaces the policy file, by a rename as editors do, and returns
-// when that was done by the clock that the client reads.
+// write replaces the policy file, by a rename as editors do.
 func (s *site) write(late bool) error {
-	rules := [][2]string{{webHost, "80"}, {streamHost, "5001"}, {echoHost, "7000"}}
+	_, err := s.save(late)
+	return err
+}
+
+// save is write, and returns when the rename began by the clock that the client
+// reads.
+func (s *site) save(late bool) (at int64, err error) {
+	rules := [][2]string{{webHost, "80"}, {streamHost, "5001"}, {echoHost, "7000"}, {holdHost, "7100"}}
 	if late {
 		rules = append(rules, [2]string{lateHost, "7000"})
 	}
@@ -106,10 +128,16 @@ func (s *site) write(late bool) error {
 	for _, r := range rules {
 		text += fmt.Sprintf("    - {host: %s, port: %s, allow_private: [%s]}\n", r[0], r[1], world.Net)
 	}
-	if err := os.WriteFile(s.policy+".new", []byte(text), 0o600); err != nil {
-		return err
+	var b strings.Builder
+	b.WriteString(text)
+	for n := range s.further {
+		fmt.Fprintf(&b, "    - {host: host-%d.further.example, port: 443}\n", n)
 	}
-	return os.Rename(s.policy+".new", s.policy)
+	if err := os.WriteFile(s.policy+".new", []byte(b.String()), 0o600); err != nil {
+		return 0, err
+	}
+	at = monotonic()
+	return at, os.Rename(s.policy+".new", s.policy)
 }
 
 func answerShortly(c net.Conn) {
@@ -125,6 +153,15 @@ func answerEndlessly(c net.Conn) {
 	_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\n\r\n")
 	for chunk := make([]byte, 256<<10); err == nil; {
 		_, err = c.Write(chunk)
+	}
+}
+
+// answerHalf sends the head of an answer, and holds the connection until the
+// client ends it.
+func answerHalf(c net.Conn) {
+	if readHead(c) == nil {
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 1000000\r\n\r\n")
+		_, _ = c.Read(make([]byte, 1))
 	}
 }
 
@@ -194,79 +231,6 @@ func address(h *netlink.Handle, link, cidr string) error {
 	return h.LinkSetUp(l)
 }
 
-// proxy is a program that stands between the clients and the servers.
-type proxy struct {
-	name    string
-	program string
-	web     int // ports that it listens on
-	stream  int
-	config  string // %[1]s, %[2]d: web server, its port here; %[3]s, %[4]d: the stream's
-	args    func(config string) []string
-}
-
-var proxies = []proxy{
-	{"haproxy, TCP mode", "haproxy", 8001, 8002, `defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-listen web
-  bind 192.0.2.1:%[2]d
-  server web %[1]s:80
-listen stream
-  bind 192.0.2.1:%[4]d
-  server stream %[3]s:5001
-`, func(config string) []string { return []string{"-db", "-q", "-f", config} }},
-	{"nginx, HTTP proxy", "nginx", 8003, 8004, `daemon off;
-worker_processes auto;
-pid /run/nginx.pid;
-error_log /dev/null;
-events { worker_connections 4096; }
-http {
-  access_log off;
-  proxy_max_temp_file_size 0;
-  client_body_temp_path /run/nginx-body;
-  proxy_temp_path /run/nginx-proxy;
-  fastcgi_temp_path /run/nginx-fastcgi;
-  uwsgi_temp_path /run/nginx-uwsgi;
-  scgi_temp_path /run/nginx-scgi;
-  server { listen 192.0.2.1:%[2]d; location / { proxy_pass http://%[1]s:80; } }
-  server { listen 192.0.2.1:%[4]d; location / { proxy_pass http://%[3]s:5001; } }
-}
-`, func(config string) []string { return []string{"-e", "/dev/null", "-c", config} }},
-}
-
-// start starts the proxy in the uplink's namespace and waits until it listens.
-func (p proxy) start(b *bench, s *site) (pid int, err error) {
-	file := filepath.Join(b.scratch, p.program+".conf")
-	text := fmt.Sprintf(p.config, s.web, p.web, s.streams, p.stream)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		return 0, err
-	}
-	cmd := exec.Command(p.program, p.args(file)...)
-	cmd.Stderr = b.stderr
-	if err := within(s.uplink, cmd.Start); err != nil {
-		return 0, err
-	}
-	s.closers = append(s.closers, func() error {
-		err := cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait() // it was interrupted
-		return err
-	})
-	return cmd.Process.Pid, within(s.clients, func() error {
-		addr := net.JoinHostPort("192.0.2.1", fmt.Sprint(p.stream))
-		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			c, err := net.Dial("tcp4", addr)
-			if err == nil {
-				return c.Close()
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("%s does not listen: %w", p.program, err)
-			}
-		}
-	})
-}
-
 // The names of ways, in tables.
 const (
 	directPath  = "direct veth"
@@ -285,7 +249,7 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 		return nil, nil, err
 	}
 	web, streams := net.JoinHostPort(s.web.String(), "80"), net.JoinHostPort(s.streams.String(), "5001")
-	add(path{directPath, direct, web, streams, nil})
+	add(path{name: directPath, client: direct, web: web, stream: streams})
 
 	sandbox, find, err := b.sandbox(s)
 	if err != nil {
@@ -295,32 +259,28 @@ func (b *bench) paths(s *site) (paths []path, missing []string, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, sandbox.Close())
 	}
-	add(path{gatewayPath, sandbox, webHost + ":80", streamHost + ":5001", g})
+	add(path{name: gatewayPath, client: sandbox, web: webHost + ":80", stream: streamHost + ":5001", hold: holdHost + ":7100", pids: g})
 
 	if err := s.plugClients(); err != nil {
 		return nil, nil, err
 	}
 	for _, p := range proxies {
-		if _, err := exec.LookPath(p.program); err != nil {
+		way, err := b.through(p, s)
+		if errors.Is(err, errNotInstalled) {
 			missing = append(missing, p.name)
 			continue
 		}
-		pid, err := p.start(b, s)
 		if err != nil {
 			return nil, nil, err
 		}
-		client, err := startClient(exec.Command("/proc/self/exe", clientArg), s.clients)
-		if err != nil {
-			return nil, nil, err
-		}
-		add(path{p.name, client, fmt.Sprintf("192.0.2.1:%d", p.web), fmt.Sprintf("192.0.2.1:%d", p.stream), append(children(pid), pid)})
+		add(way)
 	}
 	return paths, missing, nil
 }
 
 // awake returns the gateway after a first connection, which starts its worker.
 func awake(client *remote, find func() (gateway, error)) (gateway, error) {
-	if _, err := client.ask(order{Op: "hold", Addr: echoHost + ":7000", Count: 1}); err != nil {
+	if _, err := client.ask(order{Op: "hold", Addr: holdHost + ":7100", Count: 1}); err != nil {
 		return nil, err
 	}
 	if _, err := client.ask(order{Op: "drop"}); err != nil {
@@ -332,11 +292,16 @@ func awake(client *remote, find func() (gateway, error)) (gateway, error) {
 // sandbox starts a client in a sandbox whose gateway leads to s, and returns how
 // to find that gateway's processes.
 func (b *bench) sandbox(s *site) (*remote, func() (gateway, error), error) {
+	return b.sandboxCalled("client", s)
+}
+
+// sandboxCalled is sandbox, with a bundle of its own name.
+func (b *bench) sandboxCalled(name string, s *site) (*remote, func() (gateway, error), error) {
 	c, err := b.contestant(nemoclaw)
 	if err != nil {
 		return nil, nil, err
 	}
-	bundle, err := b.bundle("client", dockerProfile, b.rootfs(), clientProgram, clientArg)
+	bundle, err := b.bundle(name, dockerProfile, b.rootfs(), clientProgram, clientArg)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -366,20 +331,25 @@ func (b *bench) network() (err error) {
 		return table{Title: "Latency of new connections, one client: " + q, Unit: q + ", connect to end of a short HTTP answer: ms"}
 	}
 	streams := table{Title: "One TCP stream", Unit: "Gbit/s", More: true}
+	manyStreams := table{Title: fmt.Sprintf("%d TCP streams at once", many), Unit: "Gbit/s, together", More: true}
 	short := table{Title: fmt.Sprintf("Short HTTP connections, %d clients", clients), Unit: "connections/s", More: true}
 	short99 := table{Title: "Their latency under this load", Unit: "p99: ms"}
 	cost := table{Title: "What they cost the processes in between", Unit: "processor time of one connection: µs"}
 	p50, p99 := alone("p50"), alone("p99")
 	for _, p := range paths {
 		r := series{Name: p.name, Against: directPath}
-		for _, t := range []*table{&streams, &short, &short99, &cost, &p50, &p99} {
+		for _, t := range []*table{&streams, &manyStreams, &short, &short99, &cost, &p50, &p99} {
 			t.Rows = append(t.Rows, r)
 		}
 	}
 	rounds := max(b.rounds/3, 1)
 	err = interleave(rounds, len(paths), func(who int, counted bool) error {
 		p := paths[who]
-		bulk, err := p.client.ask(order{Op: "stream", Addr: p.stream, Millis: streamTime})
+		bulk, err := p.client.ask(order{Op: "stream", Addr: p.stream, Via: p.via, Millis: streamTime})
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		hundred, err := p.client.ask(order{Op: "stream", Addr: p.stream, Via: p.via, Clients: many, Millis: manyTime})
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -387,7 +357,7 @@ func (b *bench) network() (err error) {
 		if err != nil {
 			return err
 		}
-		many, err := p.client.ask(order{Op: "http", Addr: p.web, Clients: clients, Millis: shortTime})
+		load, err := p.client.ask(order{Op: "http", Addr: p.web, Via: p.via, Clients: clients, Millis: shortTime})
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
@@ -395,19 +365,19 @@ func (b *bench) network() (err error) {
 		if err != nil {
 			return err
 		}
-		one, err := p.client.ask(order{Op: "http", Addr: p.web, Clients: 1, Count: latencies})
+		one, err := p.client.ask(order{Op: "http", Addr: p.web, Via: p.via, Clients: 1, Count: latencies})
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		if many.Failed+one.Failed > 0 {
-			return fmt.Errorf("%s: %d of %d connections failed", p.name, many.Failed+one.Failed, many.Count+one.Count)
+		if load.Failed+one.Failed > 0 {
+			return fmt.Errorf("%s: %d of %d connections failed", p.name, load.Failed+one.Failed, load.Count+one.Count)
 		}
 		if !counted {
 			return nil
 		}
 		for t, v := range map[*table]float64{
-			&streams: float64(bulk.Bytes) * 8 / float64(bulk.Nanos), &short: float64(many.Count) * 1e9 / float64(many.Nanos),
-			&short99: float64(many.P99) / 1e6, &cost: (after - before).Seconds() * 1e6 / float64(many.Count), &p50: float64(one.P50) / 1e6, &p99: float64(one.P99) / 1e6,
+			&streams: gigabits(bulk), &manyStreams: gigabits(hundred), &short: float64(load.Count) * 1e9 / float64(load.Nanos),
+			&short99: float64(load.P99) / 1e6, &cost: (after - before).Seconds() * 1e6 / float64(load.Count), &p50: float64(one.P50) / 1e6, &p99: float64(one.P99) / 1e6,
 		} {
 			t.add(who, v)
 		}
@@ -417,14 +387,14 @@ func (b *bench) network() (err error) {
 		return err
 	}
 	promise(&streams, directPath, "", 0.65, 0.9)
-	for _, p := range proxies {
+	for _, p := range proxies[:2] { // haproxy and nginx: see the budgets
 		promise(&streams, p.name, "gateway against "+p.name, 1, 0)
 	}
 	promise(&short, proxies[0].name, "gateway against "+proxies[0].name, 0.9, 1.2)
 	for i := range cost.Rows {
 		cost.Rows[i].Against = proxies[0].name
 	}
-	for _, t := range []table{streams, short, short99, cost, p50, p99} {
+	for _, t := range []table{streams, manyStreams, short, short99, cost, p50, p99} {
 		for _, name := range missing {
 			t.Rows = append(t.Rows, series{Name: name, Note: "not installed"})
 		}
@@ -434,6 +404,9 @@ func (b *bench) network() (err error) {
 	}
 	return nil
 }
+
+// gigabits is the rate of streams in Gbit/s.
+func gigabits(a answer) float64 { return float64(a.Bytes) * 8 / float64(a.Nanos) }
 
 // promise bounds the gateway's ratio to another way: in its own row, or in a
 // further one called name.
