@@ -203,6 +203,7 @@ func TestNothingRevokedComesBack(t *testing.T) {
 // Where connections are seen being made, one that was not is no allowed
 // program's: it may only hold what another has connected, and crowded out.
 func TestHoldingIsNotConnecting(t *testing.T) {
+	needFirstPIDs(t)
 	s := newSandbox(t)
 	group := newTestCgroup(t)
 	o := newTestOwners(t, s)
@@ -261,6 +262,7 @@ func TestOwnerWithoutAFirstThread(t *testing.T) {
 			m := &members{list: []*member{{Box: control.Box{ID: "web"}, mounts: ownMounts(t)}}}
 			o.whose = m.whose
 			if how == "seen" {
+				needFirstPIDs(t)
 				s.must(o.load())
 				s.must(o.watch(cgroups, group.start(t, s, "init").Process.Pid))
 			}
