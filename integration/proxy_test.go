@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,14 +20,15 @@ import (
 )
 
 // squidPackages are squid and the libraries that a Debian without it may lack.
-const squidPackages = "squid-openssl squid-common squid-langpack libecap3 libltdl7 libtdb1 libnetfilter-conntrack3 libnfnetlink0"
+const squidPackages = "squid-openssl squid-common squid-langpack libecap3 libltdl7 libtdb1 libnetfilter-conntrack3 libnfnetlink0 libmnl0"
 
 // squidRoot is where Debian's squid lies unpacked, in the cache.
 var squidRoot = sync.OnceValues(func() (string, error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
 		return "", fmt.Errorf("cannot get squid: %w", err)
 	}
-	root, err := cached("squid")
+	sum := sha256.Sum256([]byte(squidPackages))
+	root, err := cached("squid-" + hex.EncodeToString(sum[:4]))
 	if err != nil {
 		return "", err
 	}
