@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -141,7 +142,9 @@ func newPlugin(t *testing.T) *plugin {
 	t.Cleanup(func() {
 		_ = unix.Unmount(p.netns, unix.MNT_DETACH)
 		os.Remove(p.netns)
-		_ = run("ip", "link", "del", "cni0")
+		if bridge, err := netlink.LinkByName("cni0"); err == nil {
+			_ = netlink.LinkDel(bridge)
+		}
 	})
 	return p
 }
