@@ -2,10 +2,12 @@ package monitor
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
 	"os"
+	"path/filepath"
 	goruntime "runtime"
 	"slices"
 	"strings"
@@ -88,19 +90,33 @@ func TestEventsOfOtherFiles(t *testing.T) {
 		{"the file renamed into place", [][]byte{event(unix.IN_MOVED_TO, "policy.yaml")}, true, false},
 		{"the file closed", [][]byte{event(unix.IN_CLOSE_WRITE, "policy.yaml")}, true, false},
 		{"half of the file written", [][]byte{event(unix.IN_MODIFY, "policy.yaml")}, false, true},
+		{"half of what it is a link to written", [][]byte{event(unix.IN_MODIFY, "strict.yaml")}, false, true},
+		{"what it is a link to closed", [][]byte{event(unix.IN_CLOSE_WRITE, "strict.yaml")}, true, false},
 		{"another renamed meanwhile", [][]byte{event(unix.IN_MODIFY, "policy.yaml"), event(unix.IN_MOVED_TO, "policy.yaml.bak")}, false, true},
 		{"a ConfigMap's link", [][]byte{event(unix.IN_MOVED_TO, "..data")}, false, true},
 		{"the directory gone", [][]byte{event(unix.IN_MOVE_SELF, "")}, false, true},
 		{"too many to tell", [][]byte{event(unix.IN_Q_OVERFLOW, "")}, false, true},
 		{"both", [][]byte{event(unix.IN_MOVED_TO, "other"), event(unix.IN_CLOSE_WRITE, "policy.yaml")}, true, true},
 	} {
-		at, beside := events(slices.Concat(tc.events...), "policy.yaml")
+		at, beside := events(slices.Concat(tc.events...), [2]string{"policy.yaml", "strict.yaml"})
 		if whole, other := at&wholeEvents != 0, at&(otherEvents|goneEvents)|beside != 0; whole != tc.whole || other != tc.other {
 			t.Errorf("%s: whole %v, other %v", tc.what, whole, other)
 		}
 	}
+	// A link may lead to a file of another name.
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	real := filepath.Join(filepath.Dir(file), "strict.yaml")
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err := errors.Join(err, os.WriteFile(real, nil, 0o600), os.Symlink(real, file)); err != nil {
+		t.Fatal(err)
+	}
+	w := &watcher{file: file, inotify: os.NewFile(uintptr(fd), "inotify")}
+	defer w.inotify.Close()
+	if w.aim(); *w.names.Load() != [2]string{"policy.yaml", "strict.yaml"} {
+		t.Errorf("of a link these names are watched: %q", *w.names.Load())
+	}
 	// What the kernel never writes is no reason to fall over.
-	events([]byte(strings.Repeat("\xff", 100)), "policy.yaml")
+	events([]byte(strings.Repeat("\xff", 100)), [2]string{})
 }
 
 // What waits for a decision has a name that a decision could be about: shells,

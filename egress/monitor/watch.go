@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +42,9 @@ const (
 // closing of a file, without which a write in place could be read by halves.
 type watcher struct {
 	file    string
-	inotify *os.File // nil: only the poll is left
-	seen    string   // what the poll saw last
+	inotify *os.File                  // nil: only the poll is left
+	names   atomic.Pointer[[2]string] // the file's, and that of what it is a link to
+	seen    string                    // what the poll saw last
 	done    sync.WaitGroup
 }
 
@@ -83,10 +85,12 @@ func (w *watcher) aim() {
 	if w.inotify == nil {
 		return
 	}
-	dirs := []string{filepath.Dir(w.file)}
-	if real, err := filepath.EvalSymlinks(w.file); err == nil {
+	dirs, real := []string{filepath.Dir(w.file)}, w.file
+	if to, err := filepath.EvalSymlinks(w.file); err == nil {
+		real = to
 		dirs = append(dirs, filepath.Dir(real))
 	}
+	w.names.Store(&[2]string{filepath.Base(w.file), filepath.Base(real)})
 	raw, err := w.inotify.SyscallConn()
 	if err != nil {
 		return
@@ -107,7 +111,7 @@ func (w *watcher) read(whole, other, beside chan<- struct{}) {
 		if err != nil {
 			return
 		}
-		at, others := events(buf[:n], filepath.Base(w.file))
+		at, others := events(buf[:n], *w.names.Load())
 		if at&wholeEvents != 0 {
 			wake(whole)
 		}
@@ -120,15 +124,15 @@ func (w *watcher) read(whole, other, beside chan<- struct{}) {
 	}
 }
 
-// events joins the masks of the events in b, apart for the file called name and
-// for what is beside it: wd, mask, cookie and len of four bytes each, then a
+// events joins the masks of the events in b, apart for the file, which has either
+// of names, and for what is beside it: wd, mask, cookie and len of four bytes each, then a
 // name of len bytes, padded with zeroes (inotify(7)).
-func events(b []byte, name string) (at, beside uint32) {
+func events(b []byte, names [2]string) (at, beside uint32) {
 	for len(b) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(b[4:])
 		next := min(unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(b[12:])), len(b))
 		who, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:next], []byte{0})
-		if string(who) == name {
+		if string(who) == names[0] || string(who) == names[1] {
 			at |= mask
 		} else {
 			beside |= mask
