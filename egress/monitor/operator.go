@@ -373,6 +373,11 @@ func (m *Monitor) warning(d control.Decision) string {
 	case !m.rules.plugged:
 		return "still refused: the sandbox has no uplink"
 	}
+	if addr, err := netip.ParseAddr(d.Host); err == nil {
+		if why := policy.Unapproved(addr); why != "" {
+			return "still refused: " + why
+		}
+	}
 	return ""
 }
 

@@ -153,6 +153,19 @@ func neverReachable(prefix netip.Prefix) string {
 	return ""
 }
 
+// Unapproved says why an operator's approval of an address would not be enough,
+// or "". The gateway judges the address once more, by a longer list.
+func Unapproved(addr netip.Addr) string {
+	one := netip.PrefixFrom(addr, addr.BitLen())
+	if what := neverReachable(one); what != "" {
+		return "it lies in " + what + ", which no policy can open"
+	}
+	if within(one, private) {
+		return "it is private: it takes a rule with allow_private"
+	}
+	return ""
+}
+
 // private holds the ranges that need allow_private and are common enough that
 // a cidr rule without it is a mistake: RFC 1918, RFC 6598, RFC 4193. The
 // gateway knows them all.
