@@ -40,6 +40,12 @@ func TestRepair(t *testing.T) {
 			for _, k := range []*talk{main, second} {
 				k.want("ECONNREFUSED", "dial 203.0.113.77:7000")
 			}
+			// An empty list is not taken for nothing to decide.
+			for _, list := range []string{"pending", "grants"} {
+				if got := b.ctl(list); !strings.Contains(got.stderr, b.id+": its gateway is down") {
+					t.Errorf("%s: %s", list, got)
+				}
+			}
 			b.policy(e.policy(e.Uplink(), append([]string{"other.good.example 7000"}, allowed...)...))
 
 			if got := c.repair(b); got.code != 0 {

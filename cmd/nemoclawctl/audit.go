@@ -19,12 +19,7 @@ var auditCommand = &cli.Command{
 		Flags:     []cli.Flag{jsonFlag},
 		Action:    verify,
 	}},
-	Action: func(c *cli.Context) error {
-		if c.Args().Present() {
-			return usageError{fmt.Errorf("cannot run audit %q: there is no such command", c.Args().First())}
-		}
-		return cli.ShowSubcommandHelp(c)
-	},
+	Action: noCommand,
 }
 
 func verify(c *cli.Context) error {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/urfave/cli/v2"
+
 	"nemoclaw/egress/control"
 )
 
@@ -103,6 +105,14 @@ func (s *sandbox) unreachable(err error) error {
 		hint = "while its gateway is down the sandbox is refused every connection"
 	}
 	return hinted{fmt.Errorf("cannot reach the gateway of %s: %w", s.ID, err), hint}
+}
+
+// warnIfDown says of a sandbox that could not be asked why a list lacks it: it
+// runs without a gateway. One that has ended has nothing to tell.
+func (s *sandbox) warnIfDown(c *cli.Context) {
+	if s.alive() {
+		fmt.Fprintf(c.App.ErrWriter, "%s: its gateway is down, and every connection is refused; nemoclawctl repair %s starts another\n", short(s.ID), short(s.ID))
+	}
 }
 
 // alive reports whether the container's init still runs.

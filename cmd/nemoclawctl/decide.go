@@ -227,14 +227,17 @@ func confirm(c *cli.Context, s *sandbox, pending []control.Pending) error {
 	return nil
 }
 
+// targetForm is how a host and port are written.
+const targetForm = "write HOST:PORT, such as api.example.org:443 or [2001:db8::1]:443"
+
 func hostPort(arg string) (string, uint16, error) {
 	host, p, err := net.SplitHostPort(arg)
 	if err != nil || host == "" {
-		return "", 0, hinted{fmt.Errorf("cannot understand %q", arg), "write HOST:PORT, such as api.example.org:443 or [2001:db8::1]:443"}
+		return "", 0, hinted{fmt.Errorf("cannot understand %q", arg), targetForm}
 	}
 	port, err := strconv.ParseUint(p, 10, 16)
 	if err != nil || port == 0 {
-		return "", 0, fmt.Errorf("cannot understand %q: a port is a number from 1 to 65535", arg)
+		return "", 0, hinted{fmt.Errorf("cannot understand %q: a port is a number from 1 to 65535", arg), targetForm}
 	}
 	return host, uint16(port), nil
 }

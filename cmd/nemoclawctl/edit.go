@@ -29,6 +29,9 @@ func addRule(file, host string, port uint16, comment string) error {
 		return fmt.Errorf("cannot change the policy: %w", err)
 	}
 	out, err := policy.AddRule(src, host, port, comment)
+	if _, fault := policy.Parse(file, src); err != nil && fault != nil {
+		return hinted{fmt.Errorf("cannot change the policy, which has faults:\n%w", fault), "mend the file, and decide again"}
+	}
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,8 @@ var grantsCommand = &cli.Command{
 				if c.Args().Present() {
 					return err
 				}
-				continue // it has ended, or list shows that its gateway is down
+				s.warnIfDown(c)
+				continue
 			}
 			for _, g := range grants {
 				list = append(list, given{s.ID, g})

@@ -87,12 +87,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		HideHelpCommand:      true,
 		ExitErrHandler:       func(*cli.Context, error) {},
 		OnUsageError:         usage,
-		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return usageError{fmt.Errorf("cannot run %q: there is no such command", c.Args().First())}
-			}
-			return cli.ShowAppHelp(c)
-		},
+		Action:               noCommand,
 		Commands: []*cli.Command{
 			listCommand, statusCommand, logCommand, eventsCommand, metricsCommand,
 			pendingCommand, approveCommand, denyCommand, grantsCommand, revokeCommand,
@@ -101,6 +96,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 	}
 	prepare(app.Commands)
 	return app
+}
+
+// noCommand is what happens where a command is missing, or is none.
+func noCommand(c *cli.Context) error {
+	if c.Args().Present() {
+		return hinted{usageError{fmt.Errorf("cannot run %q: there is no such command", c.Args().First())}, c.Command.HelpName + " --help lists the commands"}
+	}
+	return cli.ShowSubcommandHelp(c)
 }
 
 // prepare sets what commands do not inherit from the application.
@@ -112,7 +115,9 @@ func prepare(commands []*cli.Command) {
 	}
 }
 
-func usage(_ *cli.Context, err error, _ bool) error { return usageError{err} }
+func usage(c *cli.Context, err error, _ bool) error {
+	return hinted{usageError{fmt.Errorf("cannot understand the command line: %w", err)}, c.Command.HelpName + " --help shows the flags"}
+}
 
 func printVersion(c *cli.Context) {
 	fmt.Fprintf(c.App.Writer, "nemoclawctl version %s\n", version)

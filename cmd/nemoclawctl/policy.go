@@ -37,12 +37,7 @@ would be refused.`,
 		Flags:  []cli.Flag{jsonFlag},
 		Action: testPolicy,
 	}},
-	Action: func(c *cli.Context) error {
-		if c.Args().Present() {
-			return usageError{fmt.Errorf("cannot run policy %q: there is no such command", c.Args().First())}
-		}
-		return cli.ShowSubcommandHelp(c)
-	},
+	Action: noCommand,
 }
 
 // readPolicy reads a file, shows what is hardly meant in it, and has the time of

@@ -203,7 +203,8 @@ func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
 			if named {
 				return err
 			}
-			continue // it has ended, or list shows that its gateway is down
+			s.warnIfDown(c)
+			continue
 		}
 		faults = append(faults, alarms(&st)...)
 		for _, p := range list {
