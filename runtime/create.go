@@ -443,7 +443,7 @@ func (n *newborn) attach(r *Runtime) control.Attach {
 			servers = append(servers, a.String())
 		}
 	} else if servers = notLoopback(servers); len(servers) == 0 {
-		servers = hostResolvers()
+		servers = hostResolvers(hostResolvConf, behindTheStub)
 	}
 	return control.Attach{
 		ID: n.id, Root: r.Root,

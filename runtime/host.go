@@ -217,24 +217,42 @@ func resolvers(spec *oci.Spec) (servers, search []string) {
 	return nil, nil
 }
 
+// Where a host says which name servers it asks, and where systemd-resolved says
+// which it asks itself. The second file stays when that is stopped.
+const (
+	hostResolvConf = "/etc/resolv.conf"
+	behindTheStub  = "/run/systemd/resolve/resolv.conf"
+)
+
 // hostResolvers returns the name servers of this host. systemd-resolved's stub
 // answers on a loopback address, which is nobody's in another namespace: the
-// file beside it has the servers behind it.
-func hostResolvers() []string {
-	for _, file := range []string{"/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"} {
-		if b, err := os.ReadFile(file); err == nil {
-			if s := nameservers(bytes.NewReader(b)); len(s) > 0 {
-				return s
-			}
-		}
+// servers behind it are named by a file of its own.
+func hostResolvers(file, behind string) []string {
+	servers := resolversIn(file)
+	if others := resolversIn(behind); len(notLoopback(servers)) == 0 && len(others) > 0 {
+		return others
 	}
-	return nil
+	return servers
 }
 
+func resolversIn(file string) []string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil
+	}
+	return nameservers(bytes.NewReader(b))
+}
+
+// nameservers returns those of a resolv.conf(5), and ignores as the C library
+// does what is no address.
 func nameservers(r io.Reader) []string {
 	var out []string
 	for s := bufio.NewScanner(r); s.Scan(); {
-		if f := strings.Fields(s.Text()); len(f) >= 2 && f[0] == "nameserver" {
+		f := strings.Fields(s.Text())
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if _, err := netip.ParseAddr(f[1]); err == nil {
 			out = append(out, f[1])
 		}
 	}

@@ -66,6 +66,32 @@ func TestProgramsNameNoServers(t *testing.T) {
 	}
 }
 
+// A stub that answers on loopback is replaced by the servers behind it, as far as
+// they are known; servers that the host asks itself are not.
+func TestHostResolvers(t *testing.T) {
+	for _, test := range []struct{ name, etc, behind, want string }{
+		{"no stub", "nameserver 192.0.2.1\nnameserver 2001:db8::1\n", "", "[192.0.2.1 2001:db8::1]"},
+		{"systemd-resolved's", "nameserver 127.0.0.53\noptions edns0 trust-ad\n", "nameserver 192.0.2.7\n", "[192.0.2.7]"},
+		{"one that was stopped, and left its file", "nameserver 192.0.2.1\n", "nameserver 192.0.2.7\n", "[192.0.2.1]"},
+		{"another program's", "nameserver 127.0.0.1\n", "", "[127.0.0.1]"},
+		{"one without servers", "nameserver 127.0.0.53\n", "# none yet\n", "[127.0.0.53]"},
+		{"what is no address", "nameserver dns.example\nnameserver\n; nameserver 192.0.2.3\nnameserver 192.0.2.2 # ours\n", "", "[192.0.2.2]"},
+		{"nothing", "", "", "[]"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			etc, behind := filepath.Join(dir, "etc"), filepath.Join(dir, "behind")
+			check(t, os.WriteFile(etc, []byte(test.etc), 0o644))
+			if test.behind != "" {
+				check(t, os.WriteFile(behind, []byte(test.behind), 0o644))
+			}
+			if got := fmt.Sprint(hostResolvers(etc, behind)); got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
 // FuzzParseHosts: whatever the file is, what it names is a name, and never the
 // container itself nor loopback.
 func FuzzParseHosts(f *testing.F) {
