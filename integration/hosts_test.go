@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"nemoclaw/integration/world"
 )
 
 // A name of the hosts file that the engine made is a name for rules, though the
@@ -41,5 +43,36 @@ func TestHostsFile(t *testing.T) {
 				return l.More.Reason == "private-address" && strings.HasPrefix(l.Dst.Hostname, "elsewhere.")
 			})
 		})
+	}
+}
+
+// Kubernetes' search domains with ndots:5 make programs complete every name
+// first: completions that no rule names do not exist, so that they come to the
+// name itself, and one that a rule names is reached by its short name. Nobody is
+// asked for anything else, and a line that names no server spoils nothing.
+func TestSearchDomains(t *testing.T) {
+	e := newEarth(t)
+	const db = "db.ns.svc.cluster.local"
+	var err error
+	e.addr[db], err = e.ServeTCP(db, 7000, e.echo(db))
+	e.must(err)
+	b := newBox(t)
+	b.policy(strings.Replace(e.policy(e.Uplink(), "echo.good.example 7000", db+" 7000"), "dns: ["+world.Nameserver.String()+"]", "dns: []", 1))
+	b.write("resolv.conf", fmt.Sprintf("nameserver dns.example\nnameserver %s\nsearch ns.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n", world.Nameserver))
+	b.volume(b.path("resolv.conf"), "/etc/resolv.conf", "bind", "ro")
+	main := b.up()
+	for _, k := range []*talk{main, b.exec()} {
+		k.want("ok hello", "dial echo.good.example:7000 hello")
+		k.want("ok hello", "dial db:7000 hello")
+		k.want("ok hello", "dial "+db+":7000 hello")
+		k.want("ECONNRESET", "dial echo.evil.example:7000 hello")
+	}
+	b.await("a completion", func(l line) bool {
+		return l.More.Reason == "search-domain" && l.Dst.Hostname == "echo.good.example.svc.cluster.local"
+	})
+	for _, q := range e.Questions() {
+		if q != "echo.good.example" && q != db {
+			t.Errorf("the name server was asked for %s", q)
+		}
 	}
 }

@@ -147,6 +147,64 @@ func TestPodOutlivesItsFirstContainer(t *testing.T) {
 	}
 }
 
+// Whoever joins has layers 1 and 2 of its own to the last carve-out, in its first
+// process and in exec, and what they refuse is in the one log under its name.
+func TestPodConfinesEachAlone(t *testing.T) {
+	board := auditing(t)
+	e := newEarth(t)
+	b := newBox(t)
+	b.policy(e.policy(e.Uplink(), allowed...))
+	project := func(b *box) { b.tree(filepath.Join(b.rootfs(), "project"), ".git/config", ".env", "src/main") }
+	project(b)
+	board.on(b)
+	first := b.up()
+	c := b.mate()
+	project(c)
+	c.policy("filesystem: {read_write: [/project], read_only: [/project/.git/config], deny: [/project/.env]}\nseccomp: {deny: [getrandom]}\n" + e.policy(e.Uplink(), allowed...))
+	second := c.up()
+
+	for _, k := range []*talk{first, b.exec()} { // whose policy says nothing of it
+		k.want("ok kept", "read /project/.env")
+		k.want("EACCES", "write /project/src/main")
+		k.want("ok", "sys 318 0 0 0 0 0") // getrandom(2)
+	}
+	for _, k := range []*talk{second, c.exec()} {
+		k.want("ok", "write /project/src/main")
+		k.want("ok kept", "read /project/.git/config")
+		k.want("EROFS", "write /project/.git/config")
+		k.want("EBUSY", "rename /project/.git /project/.moved")
+		if got := k.ask("read /project/.env"); got != "ok" { // empty
+			t.Errorf("%s: what is hidden reads %s", k.name, got)
+		}
+		k.want("EPERM", "sys 318 0 0 0 0 0")
+		k.want("EACCES", "read /root/secret")
+	}
+	for _, box := range []*box{b, c} {
+		if got := box.ctl("status", box.id); got.code != 0 {
+			t.Errorf("status: %s", got)
+		}
+	}
+	seen := map[string]int{}
+	c.awaitDenial("two of each of the second's, and one of each of the first's", func(d *denied) bool {
+		seen[d.Device.UID+" "+d.what()]++
+		return seen[c.id+" getrandom"] == 2 && seen[c.id+" read_file /root/secret"] == 2 && seen[b.id+" write_file /project/src/main"] == 2
+	})
+	for what, n := range seen {
+		if n > 2 || strings.HasPrefix(what, b.id) && !strings.Contains(what, "src/main") {
+			t.Errorf("the log tells %d times of %s", n, what)
+		}
+	}
+	// It ends, and another in its place is told from it; the first is heard still.
+	if got := c.nemoclaw(nil, "delete", "--force", c.id); got.code != 0 {
+		t.Fatalf("delete: %s", got)
+	}
+	insist(b, first, "write /project/.git/config", "write_file /project/.git/config")
+	c.up().want("EACCES", "read /home/user/secret")
+	if d := c.awaitDenial("one of another container of that name", func(d *denied) bool { return d.File.Path == "/home/user/secret" }); d.Device.UID != c.id {
+		t.Errorf("it is called %s", d.Device.UID)
+	}
+}
+
 // Whoever joins obeys the rules that are in force, or does not join.
 func TestPodRefusesOtherRules(t *testing.T) {
 	e := newEarth(t)
