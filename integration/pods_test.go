@@ -147,6 +147,39 @@ func TestPodOutlivesItsFirstContainer(t *testing.T) {
 	}
 }
 
+// Containers that come and go behind a gateway, as one that crashes again and
+// again does for months, leave nothing with it.
+func TestPodLeavesNothingBehind(t *testing.T) {
+	e := newEarth(t)
+	b, _ := e.sandbox(allowed...)
+	c := b.mate()
+	round := func() {
+		t.Helper()
+		c.up().want("ok hello", "dial echo.good.example:7000 hello")
+		c.exec().want("EPERM", "ptrace 1")
+		if got := c.nemoclaw(nil, "delete", "--force", c.id); got.code != 0 {
+			t.Fatalf("delete: %s", got)
+		}
+	}
+	files := func() string {
+		var names []string
+		for _, pattern := range []string{b.gatewayDir() + "/*", b.path("run/*"), b.path("log/*")} {
+			found, _ := filepath.Glob(pattern)
+			names = append(names, found...)
+		}
+		return strings.Join(names, " ")
+	}
+	round()
+	before, held := files(), descriptors(t, b.monitor())
+	for range 10 {
+		round()
+	}
+	waitFor(t, func() bool { return descriptors(t, b.monitor()) <= held+2 }) // an operator's that just asked
+	if now := files(); now != before {
+		t.Errorf("there are the files %s, before %s", now, before)
+	}
+}
+
 // Whoever joins has layers 1 and 2 of its own to the last carve-out, in its first
 // process and in exec, and what they refuse is in the one log under its name.
 func TestPodConfinesEachAlone(t *testing.T) {

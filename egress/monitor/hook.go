@@ -24,7 +24,7 @@ const maxSeen = 4096
 type hook struct {
 	seen     *ebpf.Map // from a socket's cookie to caller
 	programs []*ebpf.Program
-	links    []link.Link
+	links    map[int][]link.Link // by the container's first process
 }
 
 // caller is who called connect(2), as the program lays it out.
@@ -48,7 +48,7 @@ var hooked = []ebpf.AttachType{ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupI
 
 // newHook loads the program. It sees nothing before it is attached.
 func newHook() (*hook, error) {
-	h := new(hook)
+	h := &hook{links: map[int][]link.Link{}}
 	err := h.load()
 	if err != nil {
 		h.close()
@@ -121,9 +121,17 @@ func (h *hook) attach(root string, pid int) error {
 		if err != nil {
 			return fmt.Errorf("cannot watch connections being made: %w", err)
 		}
-		h.links = append(h.links, l)
+		h.links[pid] = append(h.links[pid], l)
 	}
 	return nil
+}
+
+// detach ends what attach began.
+func (h *hook) detach(pid int) {
+	for _, l := range h.links[pid] {
+		l.Close()
+	}
+	delete(h.links, pid)
 }
 
 // cgroup2Of returns the directory of a process's cgroup in the hierarchy of
@@ -159,8 +167,8 @@ func (h *hook) close() {
 	if h == nil {
 		return
 	}
-	for _, l := range h.links {
-		l.Close()
+	for pid := range h.links {
+		h.detach(pid)
 	}
 	for _, p := range h.programs {
 		p.Close()

@@ -83,6 +83,7 @@ func (m *Monitor) leave(box control.Box) int {
 	}
 	s.mu.Unlock()
 	if left > 0 {
+		m.owners.unwatch(old.pid)
 		m.unobserve(box)
 		line := audit.NewChange(box.ID, audit.KindLeft, fmt.Sprintf("container left the gateway of %s, which has %d more", m.attached.ID, left))
 		_ = m.log.Append(line) // its fault shows in Status

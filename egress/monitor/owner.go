@@ -133,6 +133,18 @@ func (o *owners) watch(cgroups string, init int) error {
 	return err
 }
 
+// unwatch lets go of a container that has ended.
+func (o *owners) unwatch(init int) {
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hook != nil {
+		o.hook.detach(init)
+	}
+}
+
 func (o *owners) close() {
 	if o != nil {
 		o.diag.close()
