@@ -1,6 +1,7 @@
 package hooks
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,8 +36,8 @@ type Gateway struct {
 // Bring fences the namespace inner and starts its gateway, and returns when
 // connections queue at the gateway's listeners. The gateway has a state
 // directory of its own beside the container's, which points to it: it may
-// outlive the container. On an error nothing is left behind but the fence,
-// which ends with the namespace.
+// outlive the container. On an error nothing is left behind; but the fence of a
+// namespace that ends with the container ends with it.
 func Bring(inner *os.File, p Plan) (_ *Gateway, err error) {
 	g := new(Gateway)
 	if g.dir, err = makeGatewayDir(inner, p.Dir); err != nil {
@@ -50,14 +51,19 @@ func Bring(inner *os.File, p Plan) (_ *Gateway, err error) {
 	if g.conn, err = startMonitor(p.Program, g.dir); err != nil {
 		return nil, err
 	}
-	if err := Fence(inner); err != nil { // while the monitor is starting
-		return nil, err
-	}
-	uplink, err := chooseUplink(&p)
+	uplink, err := chooseUplink(&p, inner) // while the monitor is starting
 	if err != nil {
 		return nil, err
 	}
 	defer uplink.Close()
+	if err := Fence(inner); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && p.Attach.Namespace != "" { // it outlives us
+			_ = unfence(inner)
+		}
+	}()
 	if err := PinUplink(uplink, filepath.Join(g.dir, control.UplinkPin)); err != nil {
 		return nil, err
 	}
@@ -98,16 +104,53 @@ func inode(ns *os.File) (uint64, error) {
 	return st.Ino, nil
 }
 
-func chooseUplink(p *Plan) (*os.File, error) {
-	switch p.Uplink {
-	case "host":
-		p.Attach.HostUplink = true
-		return OpenNetns("/proc/self/ns/net")
-	case "auto", "none", "":
+// hasOwnUplink tells whether a sandbox of that network.uplink gets an uplink
+// made for it, which the engine's interfaces are moved to. With "none" they only
+// bring connections in.
+func hasOwnUplink(mode string) bool { return mode == "auto" || mode == "none" }
+
+// chooseUplink opens or makes the namespace that the gateway dials from.
+func chooseUplink(p *Plan, inner *os.File) (*os.File, error) {
+	switch {
+	case hasOwnUplink(p.Uplink):
 		p.Attach.OwnUplink = true
 		return NewUplink()
+	case p.Uplink == "host":
+		p.Attach.HostUplink = true
+		return OpenNetns("/proc/self/ns/net")
 	}
-	return OpenNetns(p.Uplink)
+	ns, err := OpenNetns(p.Uplink)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errors.New("it does not exist")
+	}
+	if err == nil {
+		if err = leadsOut(ns, inner); err != nil {
+			ns.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot use network.uplink %s: %w", p.Uplink, err)
+	}
+	return ns, nil
+}
+
+// leadsOut refuses a namespace that the policy cannot mean as the way out of
+// inner: the gateway would speak to itself, or for another sandbox.
+func leadsOut(ns, inner *os.File) error {
+	if same, err := SameNetns(ns, inner); err != nil || same {
+		return cmp.Or(err, errors.New("it is the container's own network namespace"))
+	}
+	if err := notOurs(ns); err != nil {
+		return fmt.Errorf("%w: write \"uplink: host\" to mean it", err)
+	}
+	if has, err := hasTable(ns); err != nil || has {
+		return cmp.Or(err, errors.New("it is another sandbox's"))
+	}
+	if s, err := uplinkSide(ns); err == nil {
+		s.Close()
+		return errors.New("it is the uplink of another sandbox")
+	}
+	return nil
 }
 
 // startMonitor starts a monitor that outlives us: a session of its own, and
@@ -182,7 +225,7 @@ func (g *Gateway) Abort() {
 // now to the uplink. It is called when init waits, and again before start,
 // since engines differ in when they plug in. It returns the uplink's links.
 func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, error) {
-	if uplinkMode != "auto" {
+	if !hasOwnUplink(uplinkMode) {
 		return nil, nil
 	}
 	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))
@@ -206,11 +249,10 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	}
 	defer uplink.Close()
 	ours := uplink
-	switch uplinkMode {
-	case "auto":
-	case "none":
-		ours = nil
-	default:
+	switch {
+	case uplinkMode == "none": // whatever was moved leads in only
+		links = nil
+	case !hasOwnUplink(uplinkMode):
 		ours, links = nil, []string{uplinkMode}
 	}
 	// The gateway decides whatever comes, and nothing comes before both have
@@ -226,7 +268,7 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 // Sealed says what is wrong with the seal of the container's namespace inner,
 // whose state directory is dir; nil if it holds. It asks no gateway.
 func Sealed(dir string, inner *os.File, uplinkMode string) error {
-	if uplinkMode != "auto" {
+	if !hasOwnUplink(uplinkMode) {
 		return Verify(inner, nil)
 	}
 	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))

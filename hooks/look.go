@@ -1,12 +1,14 @@
 package hooks
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Fenced says what is wrong with the fence of inner, which is all that there is
@@ -30,6 +32,20 @@ func compareIn(ns *os.File, chains []chain) error {
 	}
 	defer c.CloseLasting()
 	return compare(c, chains)
+}
+
+// hasTable tells whether a namespace has rules of ours: as a fence, or as an
+// uplink that links were moved to.
+func hasTable(ns *os.File) (bool, error) {
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
+	if err != nil {
+		return false, fmt.Errorf("cannot open a netlink socket: %w", err)
+	}
+	_, err = c.ListTableOfFamily(tableName, nftables.TableFamilyINet)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // VerifyUplink says what is wrong with the rules of an uplink that NewUplink

@@ -15,8 +15,7 @@ import (
 // there is no way out (Verify). It is called after Plug, when the engine is done
 // and before a program runs; calling it again changes nothing.
 //
-// uplink is nil where the policy names another uplink than the engine's, or
-// none. There must be no stand-ins then, and an interface that the engine
+// uplink is nil where the policy names another uplink than the engine's. There must be no stand-ins then, and an interface that the engine
 // plugged in is an error: it stays where it is, behind the fence.
 func Seal(inner, uplink *os.File) error {
 	v6, err := hasIPv6()
@@ -132,7 +131,7 @@ func noWayOut(inner *side, allowed []netlink.Link, uplink bool) error {
 	if left := cables(inner, allowed); len(left) > 0 {
 		a := left[0].Attrs()
 		if !uplink {
-			return fmt.Errorf("the engine plugged in %s (%s), but the policy's network.uplink is not auto", a.Name, left[0].Type())
+			return fmt.Errorf("the engine plugged in %s (%s), but the policy's network.uplink is another way out: start it without a network (--network none)", a.Name, left[0].Type())
 		}
 		return fmt.Errorf("%s (%s) leads out of the sandbox", a.Name, left[0].Type())
 	}

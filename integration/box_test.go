@@ -121,6 +121,9 @@ type box struct {
 	flags []string // global flags of the runtime
 	deny  string   // see denyEnv
 	pod   bool     // its state and logs are another box's too
+	// host is the path of the network namespace that is the host's for the
+	// runtime; empty: the test's own.
+	host string
 	// runtime is another runtime's program; empty: nemoclaw.
 	runtime string
 	// patience is how long a command may take; 0: patience.
@@ -269,6 +272,14 @@ func (b *box) denying(cmd *exec.Cmd) *exec.Cmd {
 	return cmd
 }
 
+// begin starts cmd in the network that is the host's for the box.
+func (b *box) begin(cmd *exec.Cmd) error {
+	if b.host == "" {
+		return cmd.Start()
+	}
+	return within(b.host, cmd.Start)
+}
+
 // nemoclaw runs one command of the runtime to its end.
 func (b *box) nemoclaw(stdin io.Reader, args ...string) result {
 	b.t.Helper()
@@ -290,7 +301,7 @@ func (b *box) finish(cmd *exec.Cmd) result {
 		files[i] = f
 	}
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
-	b.must(cmd.Start())
+	b.must(b.begin(cmd))
 	alarm := time.AfterFunc(max(b.patience, patience), func() { cmd.Process.Kill() })
 	defer alarm.Stop()
 	err := cmd.Wait()
@@ -355,7 +366,7 @@ func (b *box) create() (*talk, result) {
 	b.must(err)
 	defer stderr.Close()
 	cmd.Stderr = stderr
-	b.must(cmd.Start())
+	b.must(b.begin(cmd))
 	alarm := time.AfterFunc(patience, func() { cmd.Process.Kill() })
 	defer alarm.Stop()
 	_ = cmd.Wait() // its exit code tells
@@ -393,7 +404,7 @@ func (b *box) exec(flags ...string) *talk {
 	b.must(err)
 	defer stderr.Close()
 	cmd.Stderr = stderr
-	b.must(cmd.Start())
+	b.must(b.begin(cmd))
 	k.cmd = cmd
 	b.t.Cleanup(k.end) // before the box's own cleanup
 	return k

@@ -275,15 +275,22 @@ func (b *box) plug(name string) {
 // with it.
 func (b *box) inside(f func() error) {
 	b.t.Helper()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", b.initPID()))
-	b.must(err)
+	b.must(within(fmt.Sprintf("/proc/%d/ns/net", b.initPID()), f))
+}
+
+// within runs f in the network namespace at path.
+func within(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
 	defer ns.Close()
-	b.must(onThread(func() error {
+	return onThread(func() error {
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 			return err
 		}
 		return f()
-	}))
+	})
 }
 
 // onThread runs f on a thread that ends with it, and so never on the first one:

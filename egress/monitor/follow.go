@@ -21,7 +21,7 @@ type follower struct {
 // begin is called with m.changes held.
 func (f *follower) begin(m *Monitor) {
 	network := m.rules.created.Network
-	if m.Follow == nil || !m.attached.OwnUplink || network.Uplink != policy.UplinkAuto {
+	if m.Follow == nil || !m.attached.OwnUplink {
 		return
 	}
 	f.mu.Lock()
@@ -75,6 +75,9 @@ func (m *Monitor) replugged(ctx context.Context, links []string) {
 		what = "the engine has taken its last link away"
 	}
 	m.note(what)
+	if m.rules.created.Network.Uplink == policy.UplinkNone { // they lead in only
+		links = nil
+	}
 	if _, err := m.put(func(r *rules) { r.links, r.plugged = links, len(links) > 0 }); err != nil {
 		m.note(err.Error())
 	}

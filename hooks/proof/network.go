@@ -17,6 +17,8 @@ func (b *box) network() []Layer {
 
 func (b *box) fence() Layer {
 	l := b.layer("fence", "default drop for every protocol and interface; no interface, no route that leads out; everything steered to the gateway")
+	mode := b.policy.Network.Uplink
+	own := mode == policy.UplinkAuto || mode == policy.UplinkNone
 	var err error
 	switch {
 	case b.life == Ended:
@@ -24,10 +26,10 @@ func (b *box) fence() Layer {
 	case b.life == NotYet:
 		l.Active = "the rules are on; at start the cable is moved and the namespace sealed"
 		err = hooks.Fenced(b.inner)
-	case b.policy.Network.Uplink == policy.UplinkAuto && b.uplink == nil:
+	case own && b.uplink == nil:
 		l.fault("the uplink is not pinned any more, so its stand-ins cannot be told from cables")
 		return l
-	case b.policy.Network.Uplink == policy.UplinkAuto:
+	case own:
 		err = hooks.Verify(b.inner, b.uplink)
 	default:
 		err = hooks.Verify(b.inner, nil)
@@ -67,9 +69,6 @@ func (b *box) uplinkLayer() Layer {
 		l.hide("where it leads: %v", err)
 		return l
 	}
-	if mode == policy.UplinkNone && len(ways) > 0 {
-		l.fault("the policy asks for no uplink, and %s is in it", ways[0].Name)
-	}
 	var words []string
 	for _, w := range ways {
 		text := w.Name + " " + strings.Join(w.Addresses, " ")
@@ -79,8 +78,11 @@ func (b *box) uplinkLayer() Layer {
 		words = append(words, text)
 	}
 	l.Active = strings.Join(words, "; ")
-	if len(words) == 0 {
+	switch {
+	case len(words) == 0:
 		l.Active = "no interface: every connection is refused"
+	case mode == policy.UplinkNone:
+		l.Active += ": for connections from outside only, every other one is refused"
 	}
 	return l
 }

@@ -108,7 +108,7 @@ type Network struct {
 const (
 	UplinkAuto  = "auto" // what the engine plugged in
 	UplinkHost  = "host" // the host's own network
-	UplinkNone  = "none" // no way out
+	UplinkNone  = "none" // no way out; what the engine plugged in is for those who come in
 	IngressAll  = "all"  // the engine decides who may knock
 	IngressNone = "none"
 )
