@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
@@ -41,8 +43,9 @@ const (
 	// addresses far longer.
 	quarantine = limits.Quarantine
 	// maxJournal bounds the journal, in bytes: 65,536 pinned names of usual
-	// length take 3 MiB. Past it names that have an address keep it and no
-	// other gets one, since a restarted worker must know them all.
+	// length take 3 MiB. At it the journal is made short again. Where that cannot
+	// be, names that have an address keep it and no other gets one, since a
+	// restarted worker must know them all.
 	maxJournal = limits.Journal
 )
 
@@ -59,7 +62,8 @@ type Pool struct {
 	shared  int        // addresses ever given from sharedBlock
 	recent  *list.List // entries of sharedBlock, the longest unused first
 	journal *os.File   // nil: names do not outlive the process
-	written int64
+	written int64      // bytes of the journal that count
+	full    bool       // the journal cannot be made shorter
 	now     func() time.Time
 }
 
@@ -95,9 +99,14 @@ func OpenPool(journal *os.File) (*Pool, error) {
 // address the later counts. A line that makes no sense was torn by a crash,
 // before its name was used in an answer.
 func (p *Pool) replay() error {
-	r := bufio.NewReader(io.NewSectionReader(p.journal, 0, 2*maxJournal))
+	begin, err := unix.Seek(int(p.journal.Fd()), 0, unix.SEEK_DATA) // behind what compact gave back
+	if err != nil {
+		begin = 0 // there is no data yet, or the file system cannot tell
+	}
+	r := bufio.NewReader(io.NewSectionReader(p.journal, begin, 2*maxJournal))
 	for {
 		line, err := r.ReadString('\n')
+		line = strings.TrimLeft(line, "\x00") // the rest of a block whose beginning was given back
 		p.written += int64(len(line))
 		if err == io.EOF {
 			return p.sealTorn(line)
@@ -214,13 +223,45 @@ func (p *Pool) note(addr netip.Addr, name string) error {
 	if p.journal == nil {
 		return nil
 	}
-	if p.written >= maxJournal {
+	if p.written >= maxJournal && !p.compact() {
 		return ErrExhausted
 	}
 	if err := p.append(addr.String() + " " + name + "\n"); err != nil {
 		return fmt.Errorf("cannot write the journal of names: %w", err)
 	}
 	return nil
+}
+
+// compact makes the journal shorter, and tells whether it did: what counts is
+// written once more at its end, and the disk gets back what stands before that
+// (fallocate(2)). After a crash in between some lines stand there twice.
+func (p *Pool) compact() bool {
+	if p.full {
+		return false
+	}
+	p.full = true
+	end, err := p.journal.Seek(0, io.SeekEnd)
+	if err != nil {
+		return false
+	}
+	var lines strings.Builder
+	write := func(e *entry) { fmt.Fprintf(&lines, "%s %s\n", e.addr, e.name) }
+	for el := p.recent.Front(); el != nil; el = el.Next() { // the longest unused first, as replay takes them
+		write(el.Value.(*entry))
+	}
+	for i := range p.pinned { // last: a name that has addresses of both kinds has this one
+		if e := p.byAddr[pinnedBlock.at(i)]; e != nil {
+			write(e)
+		}
+	}
+	if lines.Len() > maxJournal/2 || p.append(lines.String()) != nil {
+		return false
+	}
+	if err := unix.Fallocate(int(p.journal.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, end); err != nil {
+		return false
+	}
+	p.written, p.full = int64(lines.Len()), false
+	return true
 }
 
 func (p *Pool) append(line string) error {

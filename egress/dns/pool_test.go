@@ -3,10 +3,13 @@ package dns
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -177,11 +180,57 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// A full journal gives no more names, and keeps those it has.
+// However many names come and go, the journal takes as much of the disk as those
+// that have an address: a sandbox that lives for months does not run out of it.
+// Whoever opens it knows them all, and which is unused for longest.
+func TestJournalIsMadeShort(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "names")
+	p, now := clocked(t, journal(t, file))
+	give(t, p, "both.example", false)
+	give(t, p, "both.example", true)
+	for round := range 4 {
+		for i := range sharedBlock.size - 100 { // some of the last round stay
+			give(t, p, fmt.Sprintf("r%d-n%d.example", round, i), false)
+			*now = now.Add(time.Second)
+		}
+		p.written = maxJournal
+		give(t, p, fmt.Sprintf("r%d.api.example", round), true)
+		st, err := os.Stat(file)
+		check(t, err)
+		if disk := st.Sys().(*syscall.Stat_t).Blocks * 512; p.written > 256<<10 || disk > p.written+8192 {
+			t.Fatalf("round %d: the journal is %d bytes long, and takes %d of the disk", round, p.written, disk)
+		}
+		again, then := clocked(t, journal(t, file))
+		if got, want := content(again), content(p); got != want || again.written != p.written {
+			t.Fatalf("round %d: opened again it is %d bytes that say\n%s\nwant %d\n%s", round, again.written, got, p.written, want)
+		}
+		for _, e := range again.byAddr {
+			e.used = *now // it was opened by the real clock
+		}
+		*then = now.Add(2 * quarantine)
+		p, now = again, then
+	}
+}
+
+// content is all that a pool knows.
+func content(p *Pool) string {
+	var s strings.Builder
+	for el := p.recent.Front(); el != nil; el = el.Next() {
+		fmt.Fprintln(&s, el.Value.(*entry).addr, el.Value.(*entry).name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.byName)) {
+		fmt.Fprintln(&s, name, p.byName[name].addr)
+	}
+	fmt.Fprintln(&s, len(p.byAddr), p.pinned, p.shared)
+	return s.String()
+}
+
+// A journal that cannot be made shorter gives no more names, and keeps those it
+// has.
 func TestFullJournal(t *testing.T) {
 	p, _ := clocked(t, journal(t, filepath.Join(t.TempDir(), "names")))
 	a := give(t, p, "api.example", true)
-	p.written = maxJournal
+	p.written, p.full = maxJournal, true
 	if _, err := p.Addr("new.example", true); err != ErrExhausted {
 		t.Errorf("a name more: %v", err)
 	}

@@ -131,7 +131,7 @@ var Table = []Group{
 		{"listed names with an address of their own", ListedNames, "", "more share the addresses of unlisted names"},
 		{"unlisted names with an address", OtherNames, "", "SERVFAIL, until one is free again"},
 		{"time that an unlisted name keeps its address unused", Quarantine, "", "it may go to another name"},
-		{"journal of names", Journal, "bytes", "names without an address get none: SERVFAIL"},
+		{"journal of names", Journal, "bytes", "it is made short again; where that cannot be, names without an address get none: SERVFAIL"},
 	}},
 	{"Audit log", []Limit{
 		{"refusals of one host and port a second", FoldKey, "", "those beyond are one line with a count"},
