@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -144,6 +145,46 @@ func TestPinnedNamesOverflow(t *testing.T) {
 	if b := give(t, p, "x.wild.example", true); b != a {
 		t.Errorf("asked again it moves to %s", b)
 	}
+}
+
+// A hundred thousand names below a wildcard, the longest that there are, take no
+// more memory than the pool has addresses, nor do they when it is opened again.
+func TestMemoryOfNames(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "names")
+	var p *Pool
+	for _, c := range []struct {
+		name string
+		do   func()
+	}{
+		{"given", func() {
+			p, _ = clocked(t, journal(t, file))
+			for i := range 100_000 {
+				name := fmt.Sprintf("n%06d.%s", i, strings.TrimSuffix(long253[8:], "."))
+				if _, err := p.Addr(name, true); err != nil && err != ErrExhausted {
+					t.Fatal(err)
+				}
+			}
+		}},
+		{"opened again", func() { p, _ = clocked(t, journal(t, file)) }},
+	} {
+		p = nil
+		before := heap()
+		c.do()
+		names, took := len(p.byAddr), heap()-before
+		t.Logf("%s: %d names take %d KiB, and %d KiB of the disk", c.name, names, took>>10, p.written>>10)
+		if took > 48<<20 || names < 60_000 || names > pinnedBlock.size+sharedBlock.size {
+			t.Errorf("%s: %d names take %d bytes", c.name, names, took)
+		}
+	}
+	goruntime.KeepAlive(p)
+}
+
+// heap is how much memory is in use.
+func heap() int64 {
+	goruntime.GC()
+	var m goruntime.MemStats
+	goruntime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // A pool opened again knows what was given, also after the last line was torn.
