@@ -197,9 +197,7 @@ func (s *server) race(ctx context.Context, addrs []netip.Addr, port uint16) (*di
 func (s *server) dial(ctx context.Context, to netip.AddrPort) (*dialed, *failure) {
 	dial := s.Dial
 	if dial == nil {
-		dial = func(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-			return s.dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, to)
-		}
+		dial = s.dialTCP
 	}
 	c, err := dial(ctx, to)
 	if err != nil {
@@ -213,6 +211,17 @@ func (s *server) dial(ctx context.Context, to netip.AddrPort) (*dialed, *failure
 		return nil, &failure{reason: policy.Forbidden, addr: to}
 	}
 	return &dialed{c, to}, nil
+}
+
+// dialTCP leaves the choice of a port to connect(2), which gives the same one to
+// connections that lead to different servers. The net package's own DialTCP
+// binds first and so has no more connections in all than there are ports.
+func (s *server) dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	c, err := s.dialer.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil // what "tcp" dials (net.Dial)
 }
 
 // cause is the kernel's word about a failed dial, without the addresses that

@@ -360,3 +360,28 @@ func questionIn(t *testing.T, inner *netns, server net.Addr, host string, qtype 
 	})
 	return m
 }
+
+// More connections than local ports: each port leads to every server.
+func TestPortsAreSharedBetweenServers(t *testing.T) {
+	ns := newNetns(t)
+	const ports, servers = 2, 5
+	s := &server{Worker: new(Worker), dialer: new(net.Dialer)}
+	ns.do(func() error {
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", fmt.Appendf(nil, "40000 %d", 40000+ports-1), 0o644); err != nil {
+			return err
+		}
+		for n := range servers {
+			l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.2:%d", 7000+n))
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { l.Close() })
+			c, fail := s.dial(t.Context(), netip.MustParseAddrPort(l.Addr().String()))
+			if fail != nil {
+				return fmt.Errorf("connection %d over %d ports: %s", n+1, ports, fail.detail)
+			}
+			t.Cleanup(func() { c.Close() })
+		}
+		return nil
+	})
+}
