@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 
 	"github.com/google/nftables"
@@ -97,7 +98,7 @@ type move struct {
 	oldAddrs      []netip.Addr   // theirs
 	cables        []*cable
 	routes        []netlink.Route // of the inner namespace, all tables
-	rules         []netlink.Rule
+	rules         []rule
 }
 
 // run does everything, in the order that loses least: nothing is up before the
@@ -137,8 +138,8 @@ func (m *move) read() (err error) {
 	if err != nil {
 		return fmt.Errorf("cannot list neighbours: %w", err)
 	}
-	if m.rules, err = m.inner.RuleList(netlink.FAMILY_ALL); err != nil {
-		return fmt.Errorf("cannot list routing rules: %w", err)
+	if m.rules, err = engineRules(m.inner.ns); err != nil {
+		return err
 	}
 	for _, a := range addrs {
 		if slices.ContainsFunc(m.old, func(l netlink.Link) bool { return l.Attrs().Index == a.LinkIndex }) {
@@ -426,13 +427,8 @@ func (m *move) route() error {
 			return fmt.Errorf("cannot add the route %s: %w", r, err)
 		}
 	}
-	for _, r := range m.rules {
-		if r.Priority == 0 || r.Priority == steeringTable || r.Priority >= 32766 {
-			continue // the kernel's, or ours
-		}
-		if err := m.uplink.RuleAdd(&r); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("cannot add the rule %s: %w", r, err)
-		}
+	if err := addRules(m.uplink.ns, m.rules); err != nil {
+		return err
 	}
 	for _, c := range m.cables {
 		for _, n := range c.neighs {
@@ -511,10 +507,30 @@ func viaGateway(r netlink.Route) int {
 	return 1
 }
 
-// movedRoute is r with the new indexes; not ok if it leads over other links.
-func movedRoute(r netlink.Route, index map[int]int) (netlink.Route, bool) {
+// plain is r without what the kernel says of it, such as that a link is down, and
+// without the link that it makes up for a barrier.
+func plain(r netlink.Route) netlink.Route {
 	const keep = int(netlink.FLAG_ONLINK)
 	r.Flags &= keep
+	if isBarrier(r.Type) {
+		r.LinkIndex = 0
+	}
+	var hops []*netlink.NexthopInfo
+	for _, h := range r.MultiPath {
+		hop := *h
+		hop.Flags &= keep
+		hops = append(hops, &hop)
+	}
+	r.MultiPath = hops
+	return r
+}
+
+// movedRoute is r with the new indexes; not ok if it leads over other links.
+func movedRoute(r netlink.Route, index map[int]int) (netlink.Route, bool) {
+	r = plain(r)
+	if isBarrier(r.Type) {
+		return r, true
+	}
 	if len(r.MultiPath) == 0 {
 		moved, ok := index[r.LinkIndex]
 		r.LinkIndex = moved
@@ -527,7 +543,7 @@ func movedRoute(r netlink.Route, index map[int]int) (netlink.Route, bool) {
 			return r, false
 		}
 		hop := *h
-		hop.LinkIndex, hop.Flags = moved, hop.Flags&keep
+		hop.LinkIndex = moved
 		hops = append(hops, &hop)
 	}
 	r.MultiPath = hops
@@ -564,37 +580,20 @@ func (m *move) verify() error {
 			}
 		}
 	}
-	have := map[string]bool{}
-	for _, r := range routes {
-		have[routeKey(r)] = true
-	}
-	for _, r := range m.movedRoutes() {
-		if !have[routeKey(r)] {
-			return fmt.Errorf("cannot move the engine's interfaces: the route %s was lost", r)
+	for _, want := range m.movedRoutes() {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return reflect.DeepEqual(plain(r), want) }) {
+			return fmt.Errorf("the route %s was lost", want)
 		}
 	}
-	return nil
+	return compareRules(m.uplink.ns, m.rules)
 }
 
-// routeKey is what makes two routes the same.
-func routeKey(r netlink.Route) string {
-	key := fmt.Sprint(r.Dst, r.Src, r.Gw, r.Via, r.LinkIndex, r.Table, r.Priority, r.Type, r.Tos, r.MTU)
-	for _, h := range r.MultiPath {
-		key += fmt.Sprint(" ", h.Gw, h.LinkIndex, h.Hops)
-	}
-	return key
-}
-
-// adoptGateways reads a default route over lo for what it is. An engine names
-// only a gateway, which the steering routes make the kernel find on lo: the
-// route belongs to the interface whose network holds that gateway.
+// adoptGateways reads a route with a gateway over lo for what it is. An engine
+// names only the gateway, which the steering routes make the kernel find on lo:
+// the route belongs to the interface whose network holds that gateway.
 func (m *move) adoptGateways() error {
 	for _, r := range m.routes {
-		ones := 0
-		if r.Dst != nil {
-			ones, _ = r.Dst.Mask.Size()
-		}
-		if r.LinkIndex != 1 || r.Gw == nil || ones != 0 || r.Table != unix.RT_TABLE_MAIN {
+		if r.LinkIndex != 1 || r.Gw == nil {
 			continue
 		}
 		index, err := m.uplink.holding(r.Gw)
@@ -602,7 +601,7 @@ func (m *move) adoptGateways() error {
 			return err
 		}
 		if index != 0 {
-			adopted := netlink.Route{LinkIndex: index, Dst: r.Dst, Gw: r.Gw, Priority: r.Priority, Protocol: r.Protocol}
+			adopted := netlink.Route{LinkIndex: index, Dst: r.Dst, Gw: r.Gw, Table: r.Table, Priority: r.Priority, Protocol: r.Protocol}
 			if err := m.uplink.RouteReplace(&adopted); err != nil {
 				return fmt.Errorf("cannot use the gateway %s: %w", r.Gw, err)
 			}
