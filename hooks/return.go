@@ -14,7 +14,8 @@ import (
 // as those of network plugins do, whose owner will look there for what he put
 // in. It is called when the last init has exited. The links go back under their
 // names with their addresses, and down: nothing answers for the addresses any
-// more. If a process is left in the namespace the fence and the steering stay.
+// more, and routes, which need a link that is up, do not come back. Routing rules
+// have never left. If a process is left in the namespace the fence and the steering stay.
 func Return(inner, uplink *os.File) error {
 	if err := giveLinksBack(inner, uplink); err != nil {
 		return fmt.Errorf("cannot give the engine's interfaces back: %w", err)
