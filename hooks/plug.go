@@ -68,7 +68,8 @@ func plug(innerNS, uplinkNS *os.File, ingress string) ([]string, error) {
 		return nil, err
 	}
 	defer uplink.Close()
-	if _, err := uplink.prune(); err != nil {
+	gone, err := uplink.prune()
+	if err != nil {
 		return nil, err
 	}
 
@@ -76,11 +77,11 @@ func plug(innerNS, uplinkNS *os.File, ingress string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &move{inner: inner, uplink: uplink, old: old}
+	m := &move{inner: inner, uplink: uplink, old: old, fewer: len(gone) > 0}
 	if err := m.read(); err != nil {
 		return nil, err
 	}
-	if len(m.cables) > 0 {
+	if len(m.cables) > 0 || m.fewer {
 		if err := m.run(ingress); err != nil {
 			return nil, err
 		}
@@ -95,6 +96,7 @@ func plug(innerNS, uplinkNS *os.File, ingress string) ([]string, error) {
 type move struct {
 	inner, uplink *side
 	old           []netlink.Link // stand-ins of earlier calls
+	fewer         bool           // there were more: rules and sets are to forget them
 	oldAddrs      []netip.Addr   // theirs
 	cables        []*cable
 	routes        []netlink.Route // of the inner namespace, all tables
@@ -127,7 +129,7 @@ func (m *move) read() (err error) {
 		return fmt.Errorf("cannot list routes: %w", err)
 	}
 	links := cables(m.inner, m.old)
-	if len(links) == 0 {
+	if len(links) == 0 && !m.fewer {
 		return nil
 	}
 	addrs, err := m.inner.AddrList(nil, netlink.FAMILY_ALL)

@@ -566,3 +566,77 @@ func BenchmarkPlugAndSealAgain(b *testing.B) {
 		w.start("all")
 	}
 }
+
+// Networks that an engine connects and disconnects for months leave nothing in
+// either namespace: no route, no rule, no address, nothing in the sets.
+func TestNetworksComeAndGo(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.start("all")
+	before := w.contents(w.inner) + w.contents(w.uplink)
+	for round := range 8 {
+		w.plugInLater("eth1", 2+round)
+		_, err := Plug(w.inner, w.uplink, "all")
+		w.must(err)
+		w.in(w.inner, func() error { return delLink("eth1") })
+		_, err = Plug(w.inner, w.uplink, "all")
+		w.must(err)
+		w.must(Verify(w.inner, w.uplink))
+		if now := w.contents(w.inner) + w.contents(w.uplink); now != before {
+			t.Fatalf("after %d networks there is\n%s\nand was\n%s", round+1, now, before)
+		}
+	}
+}
+
+// contents is what a namespace holds, but for the numbers of interfaces.
+func (w *world) contents(ns *os.File) string {
+	w.Helper()
+	var lines []string
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	w.in(ns, func() error {
+		links, err := netlink.LinkList()
+		w.must(err)
+		names := map[int]string{}
+		for _, l := range links {
+			names[l.Attrs().Index] = l.Attrs().Name
+		}
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		w.must(err)
+		for _, a := range addrs {
+			if !a.IP.IsLinkLocalUnicast() {
+				say("address %s on %s", a.IPNet, names[a.LinkIndex])
+			}
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+		w.must(err)
+		for _, r := range routes {
+			if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() && !r.Dst.IP.IsMulticast() {
+				say("route %s via %s on %s, table %d", r.Dst, r.Gw, names[r.LinkIndex], r.Table)
+			}
+		}
+		rules, err := netlink.RuleList(netlink.FAMILY_ALL)
+		w.must(err)
+		for _, r := range rules {
+			say("rule %s", r)
+		}
+		c, err := nftables.New()
+		w.must(err)
+		chains, err := c.ListChains()
+		w.must(err)
+		for _, chain := range chains {
+			rules, err := c.GetRules(chain.Table, chain)
+			w.must(err)
+			say("chain %s of %d rules", chain.Name, len(rules))
+		}
+		sets, err := c.GetSets(table())
+		w.must(err)
+		for _, s := range sets {
+			elements, err := c.GetSetElements(s)
+			w.must(err)
+			say("set %s of %d", s.Name, len(elements))
+		}
+		return nil
+	})
+	slices.Sort(lines)
+	return strings.Join(lines, "\n") + "\n"
+}

@@ -355,7 +355,28 @@ func (s *side) prune() ([]string, error) {
 		s.links = slices.DeleteFunc(s.links, func(x netlink.Link) bool { return x == l })
 		gone = append(gone, name)
 	}
-	return gone, nil
+	if len(gone) == 0 {
+		return nil, nil
+	}
+	return gone, s.pruneRules(have)
+}
+
+// pruneRules deletes the routing rules of stand-ins that are no more.
+func (s *side) pruneRules(have []plugged) error {
+	rules, err := s.RuleList(netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("cannot list routing rules: %w", err)
+	}
+	for _, r := range rules {
+		n := r.Table - markBase
+		if n < 1 || n > maxLinks || slices.ContainsFunc(have, func(p plugged) bool { return p.n == n }) {
+			continue
+		}
+		if err := s.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("cannot delete the rule %s: %w", r, err)
+		}
+	}
+	return nil
 }
 
 // remove deletes a link. One that cannot be deleted, a physical device, is set
