@@ -90,6 +90,21 @@ func TestHTTPRequests(t *testing.T) {
 		{"TLS", string(helloFor("web.example.com")), nil, "", "refuse tcp web.example.com:80 not-http"},
 		{"SSH", "SSH-2.0-x\r\n", nil, "", "refuse tcp web.example.com:80 not-http"},
 		{"nothing", "", nil, "", "refuse tcp web.example.com:80 not-http"},
+		{"pipelined behind a refused one", get("evil.example") + get("web.example.com"), nil, "HTTP/1.1 403 Forbidden", "refuse http web.example.com:80 name-mismatch"},
+		{"pipelined behind one that ends wrongly", "POST / HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n" + get("web.example.com"), nil, "HTTP/1.1 400 Bad Request", "cut http web.example.com:80 malformed"},
+		{"a folded first field", "GET / HTTP/1.1\r\n Host: evil.example\r\nHost: web.example.com\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a folded Host", "GET / HTTP/1.1\r\nHost:\r\n web.example.com\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a list of lengths", "POST / HTTP/1.1\r\nHost: web.example.com\r\nContent-Length: 5, 5\r\n\r\nabcde", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a length that is too long", "POST / HTTP/1.1\r\nHost: web.example.com\r\nContent-Length: 18446744073709551621\r\n\r\nabcde", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"two codings", "POST / HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a list of codings", "POST / HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a coding in HTTP/1.0", "POST / HTTP/1.0\r\nHost: web.example.com\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"a coding behind a vertical tab", "POST / HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: \vchunked\r\n\r\n0\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"HTTP/0.9", "GET /\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"absolute form of another scheme", "GET https://web.example.com/ HTTP/1.1\r\nHost: web.example.com\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"absolute form with userinfo", "GET http://web.example.com@evil.example/ HTTP/1.1\r\nHost: web.example.com\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"authority form", "GET evil.example:80 HTTP/1.1\r\nHost: web.example.com\r\n\r\n", nil, "HTTP/1.1 400 Bad Request", "refuse http web.example.com:80 malformed"},
+		{"extensions and trailers of chunks", "POST /a HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: Chunked\r\nTrailer: Host\r\n\r\n2;x=\"a;b\"\r\nab\r\n0;y\r\nContent-Length: 9\r\nHost: evil.example\r\n\r\n", []string{"POST /a web.example.com: ab"}, ok, "end http web.example.com:80"},
 		{"a chunk of unknown length", "POST / HTTP/1.1\r\nHost: web.example.com\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", nil, "HTTP/1.1 400 Bad Request", "cut http web.example.com:80 malformed"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -137,6 +152,33 @@ func TestHTTPToAnAddress(t *testing.T) {
 			t.Errorf("%q reached the server", req)
 		}
 	}
+}
+
+// A client that waits for the server's word before it sends a body gets it.
+func TestHTTPExpectsContinue(t *testing.T) {
+	sb := newSandbox(t, web)
+	sb.serve("web.example.com", "93.184.216.34:80", func(c *net.TCPConn) {
+		br := bufio.NewReader(c)
+		r, err := http.ReadRequest(br)
+		if err != nil || r.Header.Get("Expect") != "100-continue" {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		b, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(b), b)
+	})
+	c := sb.dial("web.example.com", 80)
+	io.WriteString(c, "PUT / HTTP/1.1\r\nHost: web.example.com\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+	br := bufio.NewReader(c)
+	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} {
+		if got, err := br.ReadString('\n'); got != want {
+			t.Fatalf("before the body %q, %v", got, err)
+		}
+	}
+	if got := exchange(t, c, "hello"); !strings.HasSuffix(got, "\r\n\r\nhello") {
+		t.Errorf("the answer is %q", got)
+	}
+	sb.wantRecords("allow http web.example.com:80", "end http web.example.com:80")
 }
 
 // A WebSocket is anything once the server has agreed, and HTTP if it has not.
