@@ -54,7 +54,7 @@ var attacks = []attack{
 	{30, "the gateway's own sockets", []string{"integration TestLaw9GatewayIsOutOfReach", "egress/worker TestRefusals: the gateway itself", "integration TestNetAttackFence: the steering port", "egress/monitor TestStrangersAreRefused"}, ""},
 	{31, "a connection that outlives what allowed it", []string{"egress/worker TestReloadCutsWhatIsNoLongerAllowed", "egress/worker TestExpiryCuts", "integration TestLaw6RevokedConnectionsAreCut"}, ""},
 	{32, "half a hello, for ever", []string{"integration TestNetAttackHoarding", "integration TestFloods: half-open", "egress/worker TestIdleTimeout"}, ""},
-	{33, "many connections", []string{"egress/worker TestTooManyConnections", "integration TestFloods"}, ""},
+	{33, "many connections", []string{"egress/worker TestTooManyConnections", "integration TestFloods", "integration TestFewDescriptors"}, ""},
 	{34, "many questions", []string{"egress/dns TestRate", "integration TestFloods: questions"}, ""},
 	{35, "many names", []string{"egress/dns TestFloodOfNames", "egress/dns TestPinnedNamesOverflow", "integration TestFloods: names"}, ""},
 	{36, "control characters in names and arguments", []string{"egress/audit TestAgentTextIsHarmless", "cmd/nemoclawctl TestTerminalIsSafe", "integration TestDeniedNamesAreInert"}, ""},

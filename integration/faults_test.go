@@ -213,6 +213,41 @@ func (b *box) tracked() int {
 	return n
 }
 
+// A gateway that may open few files, because whoever started it may, refuses what
+// it has none for and says so, loses nothing that is open, and serves again.
+func TestFewDescriptors(t *testing.T) {
+	e := newEarth(t)
+	b := newBox(t)
+	b.spec.Process.Rlimits = nil
+	b.policy(e.policy(e.Uplink(), allowed...))
+	b.mkdir("bin")
+	b.must(os.WriteFile(b.path("bin/nemoclaw"), []byte("#!/bin/sh\nulimit -n 120 && exec "+b.bin+"/nemoclaw \"$@\"\n"), 0o755))
+	b.must(os.Symlink(b.bin+"/nemoclawctl", b.path("bin/nemoclawctl")))
+	b.bin = b.path("bin")
+	main := b.up()
+	other := b.exec()
+	other.want("ok hello", "dial echo.good.example:7000 hello")
+	monitor, worker := b.monitor(), b.worker()
+
+	held := main.ask("keep a 300 echo.good.example:7000")
+	if held == "ok 0" || held == "ok 300" {
+		t.Errorf("of 300 connections there are: %s", held)
+	}
+	b.await("the reason", func(l line) bool {
+		return l.More.Verdict != "allow" && strings.Contains(l.More.Detail, "too many open files")
+	})
+	main.want(held, "still a")
+	if got := b.ctl("approve", b.id, "public.example:443"); got.code != 0 {
+		t.Errorf("an operator is not heard: %s", got)
+	}
+	main.want("ok", "release a")
+	waitFor(t, func() bool { return other.ask("dial echo.good.example:7000 hello") == "ok hello" })
+	if b.monitor() != monitor || b.worker() != worker {
+		t.Error("a process of the gateway is another")
+	}
+	e.explain(b)
+}
+
 // Whatever a program does too much of, the gateway's memory and descriptors
 // stay within bounds, an allowed connection is served beside it, and afterwards
 // everything is as before.
