@@ -31,8 +31,8 @@ var listeners = []listener{
 	{at: netip.AddrPortFrom(gate6, dnsPort)},
 }
 
-// Listen opens the gateway's six sockets in a fenced namespace, in the order
-// of control.Setup. They are non-blocking, and stay of use when an engine turns
+// Listen opens the gateway's sockets in a fenced namespace, in the order of
+// control.Setup: six that listen, and the one that hears of refused packets. They are non-blocking, and stay of use when an engine turns
 // IPv6 off for a while. The local address of a connection that was accepted by
 // one of the first two is what the program dialed.
 //
@@ -52,7 +52,7 @@ func Listen(inner *os.File) ([]*os.File, error) {
 }
 
 func listen(inner *os.File, v6 bool) ([]*os.File, error) {
-	files := make([]*os.File, len(listeners))
+	files := make([]*os.File, len(listeners)+1)
 	err := In(inner, func() (err error) {
 		if err := raiseBacklog(); err != nil {
 			return err
@@ -65,7 +65,8 @@ func listen(inner *os.File, v6 bool) ([]*os.File, error) {
 				return err
 			}
 		}
-		return nil
+		files[len(listeners)], err = openReports()
+		return err
 	})
 	if err != nil || v6 {
 		return files, err

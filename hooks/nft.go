@@ -227,9 +227,13 @@ func innerChains(v6 bool) []chain {
 	out.rule(onLinks(expr.MetaKeyOIF), reply, established, accept)
 	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp, accept)
 	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp6, accept)
+	// What a program sends is told to the gateway (refused); what the kernel says
+	// by itself on a link, as multicast listeners do, is not.
+	out.rule(notToLo, tcp, opening, told)
 	out.rule(notToLo, tcp, reset)
+	out.rule(notToLo, udp, told)
 	out.rule(notToLo, prohibited)
-	out.rule(to(resolver), unmarked(Mark), unreachable)
+	out.rule(to(resolver), unmarked(Mark), told, unreachable)
 	out.rule(accept)
 
 	// UDP is refused here and not in out: a program then sees ECONNREFUSED and
@@ -243,8 +247,8 @@ func innerChains(v6 bool) []chain {
 		in.rule(fromLo, toSet(own6, false), accept)
 		in.rule(fromLo, to(gate6), accept)
 	}
-	in.rule(fromLo, udp, unreachable)
-	in.rule(fromLo, prohibited)
+	in.rule(fromLo, udp, told, unreachable)
+	in.rule(fromLo, told, prohibited)
 	in.rule(onLinks(expr.MetaKeyIIF), tcp, accept)
 	in.rule(onLinks(expr.MetaKeyIIF), udp, accept)
 	in.rule(onLinks(expr.MetaKeyIIF), related, icmp, accept)
@@ -427,6 +431,9 @@ var (
 	drop    = words{&expr.Verdict{Kind: expr.VerdictDrop}}
 	back    = words{&expr.Verdict{Kind: expr.VerdictReturn}}
 	notrack = words{&expr.Notrack{}}
+
+	// told has the kernel report a packet to the gateway, with its headers.
+	told = words{&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: reportGroup, Snaplen: reportSize}}
 
 	reset       = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	unreachable = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}

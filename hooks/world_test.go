@@ -170,7 +170,7 @@ func (w *world) gateway() (stop func()) {
 		w.Fatal(err)
 	}
 	var closers []func() error
-	for i, f := range files {
+	for i, f := range files[:len(listeners)] {
 		if listeners[i].udp {
 			pc, err := net.FilePacketConn(f)
 			w.must(err)

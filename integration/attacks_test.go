@@ -39,7 +39,7 @@ var attacks = []attack{
 	{15, "addresses in other spellings", []string{"specs/policy TestNormalHost: 0177.0.0.01", "egress/dns TestAnswers: 0x7f000001.", "integration TestLaw4NothingLeavesButThroughTheGateway: 2886795266"}, ""},
 	{16, "names in other spellings", []string{"specs/policy TestNormalHost: ideographic", "egress/worker TestHTTPRequests: capitals, dot and port", "egress/worker TestScreenHello: the name in capitals", "specs/policy FuzzNormalHost"}, ""},
 	{17, "wildcards that catch too much", []string{"specs/policy TestDecide: evilexample.org", "specs/policy TestOpenBelow"}, ""},
-	{18, "UDP, QUIC", []string{"integration TestLaw4NothingLeavesButThroughTheGateway: udp [2001:db8::1]:443", "hooks TestSealSteersEverythingToTheListeners"}, ""},
+	{18, "UDP, QUIC", []string{"integration TestLaw4NothingLeavesButThroughTheGateway: udp [2001:db8::1]:443", "hooks TestSealSteersEverythingToTheListeners", "hooks TestRefusedPacketsAreReported", "integration TestWhatIsNoTCPIsInTheLog"}, ""},
 	{19, "other protocols of IP", []string{"integration TestNetAttackFence: UDP-Lite", "integration TestLaw4NothingLeavesButThroughTheGateway: sctp"}, ""},
 	{20, "raw and packet sockets", []string{"integration TestLaw4NothingLeavesButThroughTheGateway: socket 17 3 768", "specs/seccomp TestFilter: SOCK_RAW"}, ""},
 	{21, "other families of sockets: vsock, ALG and more", []string{"specs/seccomp TestFilter: unix.AF_VSOCK", "integration TestEscapes"}, ""},

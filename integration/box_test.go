@@ -637,12 +637,18 @@ type line struct {
 	Rule  struct{ Name string } `json:"firewall_rule"`
 	Actor struct {
 		Process struct {
+			PID       int
+			File      struct{ Path string }
 			Container struct{ UID string }
 		}
 	}
+	Connection struct {
+		Name   string `json:"protocol_name"`
+		Number int    `json:"protocol_num"`
+	} `json:"connection_info"`
 	More struct {
-		Verdict, Reason, Would, Detail, Kind, Prev string
-		Generation                                 int
+		Verdict, Reason, Would, Detail, Kind, Prev, Unsure string
+		Generation                                         int
 	} `json:"unmapped"`
 	Metadata struct{ Sequence int }
 	Count    int

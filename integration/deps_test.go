@@ -31,7 +31,7 @@ var deps = map[string][]string{
 	"egress/audit":   {"egress/limits"},
 	"egress/kaudit":  {},
 	"specs":          {"specs/policy", "specs/landlock", "specs/seccomp"},
-	"hooks":          {"egress/control"},
+	"hooks":          {"egress/control", "egress/limits"},
 	"hooks/witness":  {"hooks"},
 	"hooks/proof":    {"hooks", "hooks/witness", "egress/control", "egress/audit", "specs/landlock", "specs/policy"},
 	"runtime":        {"hooks", "egress/control", "specs", "specs/policy", "specs/landlock", "specs/seccomp", "specs/settings"},

@@ -112,8 +112,14 @@ var allowed = []string{"api.good.example 443", "web.good.example 80", "echo.good
 func (e *earth) sandbox(hosts ...string) (*box, *talk) {
 	e.t.Helper()
 	b := newBox(e.t)
+	return b, e.up(b, hosts...)
+}
+
+// up runs a box that was made with a policy for the hosts.
+func (e *earth) up(b *box, hosts ...string) *talk {
+	e.t.Helper()
 	b.policy(e.policy(e.Uplink(), hosts...))
-	return b, b.up()
+	return b.up()
 }
 
 // packet is what matters of a packet.

@@ -158,9 +158,12 @@ type Endpoint struct {
 // Connection is the protocol, outbound.
 type Connection struct {
 	ProtocolName string `json:"protocol_name"`
-	ProtocolNum  int    `json:"protocol_num"` // 6 TCP, 17 UDP
+	ProtocolNum  int    `json:"protocol_num"` // 6 TCP, 17 UDP; OtherProtocol
 	DirectionID  int    `json:"direction_id"` // 2: outbound
 }
+
+// OtherProtocol is the number of several protocols, or of one that is not known.
+const OtherProtocol = -1
 
 // Rule is what decided: file:line, "grant" or "built-in".
 type Rule struct {

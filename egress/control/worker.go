@@ -43,7 +43,8 @@ type ToWorker struct {
 type Count struct{}
 
 // Setup gives the worker its descriptors, in this order: TCP steered over
-// IPv4, TCP steered over IPv6, DNS over UDP 4, UDP 6, TCP 4, TCP 6, and the
+// IPv4, TCP steered over IPv6, DNS over UDP 4, UDP 6, TCP 4, TCP 6, the socket
+// on which the kernel reports packets that the fence refuses (NFLOG), and the
 // journal of names, open for reading and appending.
 type Setup struct {
 	ID          string         `json:"id"`
@@ -70,7 +71,10 @@ type Proxy struct {
 }
 
 // SetupFiles is the number of descriptors that come with Setup.
-const SetupFiles = 7
+const SetupFiles = 8
+
+// ReportsFile is the place of the kernel's reports among them.
+const ReportsFile = 6
 
 // Rules is all that the worker decides by. It replaces what came before.
 type Rules struct {
@@ -207,12 +211,12 @@ type Records struct {
 // time, the sequence number and the hash chain when it writes the line.
 type Record struct {
 	Verdict    Verdict        `json:"verdict"`
-	Proto      string         `json:"proto"`          // "tcp", "tls", "http", "dns", "udp"
+	Proto      string         `json:"proto"`          // "tcp", "tls", "http", "dns", or that of a refused packet: ProtoName
 	Host       string         `json:"host,omitempty"` // normal form; what the program asked for
 	Port       uint16         `json:"port,omitempty"`
 	Addr       netip.AddrPort `json:"addr"` // what was dialed, or would have been
 	Src        netip.AddrPort `json:"src"`  // the program's end
-	Dst        netip.AddrPort `json:"dst"`  // what the program dialed; invalid: no TCP connection
+	Dst        netip.AddrPort `json:"dst"`  // where the program dialed, or sent it; invalid: a question in a datagram, to whatever server
 	Reason     string         `json:"reason,omitempty"`
 	Would      string         `json:"would,omitempty"`  // with Allow: what it would be refused for, were it enforced
 	Detail     string         `json:"detail,omitempty"` // for people; escaped by the log

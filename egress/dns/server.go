@@ -43,15 +43,25 @@ type Server struct {
 	// Beyond, if not nil, says how to learn what a nameserver has for a name and
 	// a type other than an address's, or nil where no rule allows that question.
 	// What it returns is called on a goroutine of its own and may take long.
-	Beyond func(host string, qtype uint16, src netip.AddrPort) func() Found
-	// Refused, if not nil, hears of the questions that a record is kept of.
+	Beyond func(host string, qtype uint16, by Asker) func() Found
+	// Refused, if not nil, hears of the questions that a record is kept of, and
+	// may take a while: the answer waits for it, so that whoever asked is still
+	// there to be found.
 	Refused func(Question)
 	// Answered, if not nil, hears of every question how it was answered: by the
 	// name of a response code (RFC 6895, 2.3), or "dropped".
 	Answered func(how string)
 
 	limit  *rate.Limiter
-	asking atomic.Int64 // questions over UDP that wait for Beyond
+	asking atomic.Int64 // questions over UDP that wait for Beyond or Refused
+}
+
+// Asker is the far end of a question.
+type Asker struct {
+	Src netip.AddrPort
+	// Dst is what was dialed, if it came on a connection. A datagram's is not
+	// known: whatever server it is sent to, it comes here.
+	Dst netip.AddrPort
 }
 
 // Found is what a nameserver has. Of the records only those of the type that
@@ -66,7 +76,7 @@ type Question struct {
 	Host   string // normal form; as it came with BadName
 	Type   string // "A", "TXT", "TYPE65280"
 	Reason policy.Reason
-	Src    netip.AddrPort
+	By     Asker
 }
 
 // NewServer returns a server that answers from pool.
@@ -97,7 +107,7 @@ func (s *Server) ServeUDP(c *net.UDPConn) error {
 				c.WriteToUDPAddrPort(answer, src) // a lost answer is asked for again
 			}
 		}
-		r := s.respond(buf[:n], unmap(src))
+		r := s.respond(buf[:n], Asker{Src: unmap(src)})
 		switch {
 		case r.ask == nil:
 			send(r)
@@ -113,10 +123,12 @@ func (s *Server) ServeUDP(c *net.UDPConn) error {
 	}
 }
 
-// ServeTCP answers the questions that arrive on c (RFC 7766) and closes it.
-func (s *Server) ServeTCP(c net.Conn) {
+// ServeTCP answers the questions that arrive on c (RFC 7766), which was dialed
+// as dst, and closes it.
+func (s *Server) ServeTCP(c net.Conn, dst netip.AddrPort) {
 	defer c.Close()
 	src, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	by := Asker{Src: unmap(src), Dst: dst}
 	stream := &wire.Conn{Conn: c}
 	buf := make([]byte, wire.MaxMsgSize)
 	for range tcpQuestions {
@@ -125,7 +137,7 @@ func (s *Server) ServeTCP(c net.Conn) {
 		if err != nil {
 			return
 		}
-		answer := s.Answer(buf[:n], unmap(src), wire.MaxMsgSize)
+		answer := s.Answer(buf[:n], by, wire.MaxMsgSize)
 		if answer == nil {
 			return
 		}
@@ -137,8 +149,8 @@ func (s *Server) ServeTCP(c net.Conn) {
 
 // Answer returns the answer to the question in packet, of at most size bytes,
 // or nil where none is owed: above the rate, or to what is not a question.
-func (s *Server) Answer(packet []byte, src netip.AddrPort, size int) []byte {
-	return s.finish(s.respond(packet, src), size)
+func (s *Server) Answer(packet []byte, by Asker, size int) []byte {
+	return s.finish(s.respond(packet, by), size)
 }
 
 // reply is an answer, or how to get it; neither is one that is not owed.
@@ -169,7 +181,7 @@ func (s *Server) finish(r reply, size int) []byte {
 	return pack(r.Msg, size)
 }
 
-func (s *Server) respond(packet []byte, src netip.AddrPort) reply {
+func (s *Server) respond(packet []byte, by Asker) reply {
 	if !s.limit.Allow() {
 		return reply{}
 	}
@@ -184,7 +196,7 @@ func (s *Server) respond(packet []byte, src netip.AddrPort) reply {
 	if q.Response {
 		return reply{}
 	}
-	r := s.answer(q, src)
+	r := s.answer(q, by)
 	r.room = wire.MinMsgSize
 	if opt := q.IsEdns0(); opt != nil {
 		r.room = max(r.room, int(opt.UDPSize())) // RFC 6891, 6.2.3
@@ -192,7 +204,7 @@ func (s *Server) respond(packet []byte, src netip.AddrPort) reply {
 	return r
 }
 
-func (s *Server) answer(q *wire.Msg, src netip.AddrPort) reply {
+func (s *Server) answer(q *wire.Msg, by Asker) reply {
 	switch {
 	case q.Opcode != wire.OpcodeQuery:
 		return reply{Msg: answer(q, wire.RcodeNotImplemented)}
@@ -212,21 +224,35 @@ func (s *Server) answer(q *wire.Msg, src netip.AddrPort) reply {
 	case name == ".":
 		return reply{Msg: answer(q, wire.RcodeSuccess)}
 	case err != nil:
-		s.refused(clip(name), qtype, policy.BadName, src)
-		return reply{Msg: answer(q, wire.RcodeNameError)}
+		return s.refuse(answer(q, wire.RcodeNameError), Question{clip(name), wire.Type(qtype).String(), policy.BadName, by})
 	}
-	if find := s.beyond(host, qtype, src); find != nil {
+	if find := s.beyond(host, qtype, by); find != nil {
 		return reply{ask: func() *wire.Msg { return found(q, find()) }}
 	}
-	return reply{Msg: s.forward(q, host, qtype, src)}
+	m, reason := s.forward(q, host, qtype)
+	if reason == "" {
+		return reply{Msg: m}
+	}
+	return s.refuse(m, Question{host, wire.Type(qtype).String(), reason, by})
+}
+
+// refuse is an answer that waits until the refusal was heard.
+func (s *Server) refuse(m *wire.Msg, q Question) reply {
+	if s.Refused == nil {
+		return reply{Msg: m}
+	}
+	return reply{ask: func() *wire.Msg {
+		s.Refused(q)
+		return m
+	}}
 }
 
 // beyond returns how to learn what only a nameserver knows, or nil.
-func (s *Server) beyond(host string, qtype uint16, src netip.AddrPort) func() Found {
+func (s *Server) beyond(host string, qtype uint16, by Asker) func() Found {
 	switch qtype {
 	case wire.TypeTXT, wire.TypeMX, wire.TypeSRV:
 		if s.Beyond != nil {
-			return s.Beyond(host, qtype, src)
+			return s.Beyond(host, qtype, by)
 		}
 	}
 	return nil
@@ -259,46 +285,40 @@ func found(q *wire.Msg, f Found) *wire.Msg {
 // (RFC 1035, 5.1), to what a record has room for.
 func clip(name string) string { return name[:min(len(name), 256)] }
 
-// forward answers a question about a host.
-func (s *Server) forward(q *wire.Msg, host string, qtype uint16, src netip.AddrPort) *wire.Msg {
+// forward answers a question about a host, and says why where that is a refusal
+// that a record is kept of.
+func (s *Server) forward(q *wire.Msg, host string, qtype uint16) (*wire.Msg, policy.Reason) {
 	switch {
 	case within(host, "localhost"): // RFC 6761, 6.3
-		return localhost(q, qtype)
+		return localhost(q, qtype), ""
 	case within(host, "invalid"), within(host, "onion"): // RFC 6761, 6.4; RFC 7686
-		return answer(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError), ""
 	case host == "use-application-dns.net": // asks browsers to leave DNS to us
-		return answer(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError), ""
 	}
 	listed := s.Listed != nil && s.Listed(host)
 	if !listed && s.completed(host) {
-		if qtype != wire.TypeAAAA { // asked together with A
-			s.refused(host, qtype, policy.SearchDomain, src)
+		if qtype == wire.TypeAAAA { // asked together with A
+			return answer(q, wire.RcodeNameError), ""
 		}
-		return answer(q, wire.RcodeNameError)
+		return answer(q, wire.RcodeNameError), policy.SearchDomain
 	}
 	switch qtype {
 	case wire.TypeA, wire.TypeANY: // ANY: one answer is enough (RFC 8482, 4.1)
 		addr, err := s.Pool.Addr(host, listed)
 		if err == ErrExhausted {
-			s.refused(host, qtype, policy.TooMany, src)
+			return answer(q, wire.RcodeServerFailure), policy.TooMany
 		}
 		if err != nil {
-			return answer(q, wire.RcodeServerFailure)
+			return answer(q, wire.RcodeServerFailure), ""
 		}
-		return answer(q, wire.RcodeSuccess, address(q.Question[0].Name, addr))
+		return answer(q, wire.RcodeSuccess, address(q.Question[0].Name, addr)), ""
 	case wire.TypeAAAA, wire.TypeHTTPS, wire.TypeSVCB, wire.TypeSOA, wire.TypeNS:
 		// Asked by every client; no HTTPS answer also means no keys for an
 		// encrypted ClientHello.
-	default:
-		s.refused(host, qtype, policy.UnsupportedType, src)
+		return answer(q, wire.RcodeSuccess), ""
 	}
-	return answer(q, wire.RcodeSuccess)
-}
-
-func (s *Server) refused(host string, qtype uint16, reason policy.Reason, src netip.AddrPort) {
-	if s.Refused != nil {
-		s.Refused(Question{Host: host, Type: wire.Type(qtype).String(), Reason: reason, Src: src})
-	}
+	return answer(q, wire.RcodeSuccess), policy.UnsupportedType
 }
 
 // completed tells whether host is what a search domain makes of a shorter name.

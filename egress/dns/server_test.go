@@ -14,7 +14,7 @@ import (
 	"nemoclaw/specs/policy"
 )
 
-var client = netip.MustParseAddrPort("198.18.0.2:40000")
+var client = Asker{Src: netip.MustParseAddrPort("198.18.0.2:40000")}
 
 // newServer returns a server that lists api.example and what is below it, and
 // the questions that it refused.
@@ -222,7 +222,7 @@ func TestBeyond(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s, refused := newServer(t)
-			s.Beyond = func(host string, qtype uint16, _ netip.AddrPort) func() Found {
+			s.Beyond = func(host string, qtype uint16, _ Asker) func() Found {
 				if host != "api.example" || qtype != tc.qtype {
 					return nil
 				}
@@ -257,7 +257,7 @@ func TestSlowNameserver(t *testing.T) {
 	s, _ := newServer(t)
 	dropped := make(chan struct{}, 1)
 	gate := make(chan struct{})
-	s.Beyond = func(string, uint16, netip.AddrPort) func() Found {
+	s.Beyond = func(string, uint16, Asker) func() Found {
 		return func() Found { <-gate; return Found{} }
 	}
 	s.Answered = func(how string) {
@@ -356,7 +356,7 @@ func TestTransports(t *testing.T) {
 	go func() {
 		c, err := l.Accept()
 		if err == nil {
-			s.ServeTCP(c)
+			s.ServeTCP(c, client.Src)
 		}
 		served <- err
 	}()

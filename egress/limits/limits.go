@@ -50,6 +50,7 @@ const (
 	FoldNames = 1024
 	Line      = 256 << 10
 	Reserve   = 1 << 20
+	Reports   = 1 << 20
 	Sync      = 100 * time.Millisecond
 )
 
@@ -137,6 +138,7 @@ var Table = []Group{
 		{"refusals of one host and port a second", FoldKey, "", "those beyond are one line with a count"},
 		{"refusals a second", FoldAll, "", "those beyond are one line with a count for each host and port"},
 		{"hosts and ports that are told apart while counting", FoldNames, "", "those beyond share one line"},
+		{"reports of refused packets (UDP, ICMP and more) that wait for the gateway", Reports, "bytes", "those beyond are refused all the same; a line says how many they were"},
 		{"line", Line, "bytes", "its connection is refused"},
 		{"room that is kept on the disk", Reserve, "bytes", "without room every connection is refused: `unrecorded`"},
 		{"time that a line may be in the kernel only", Sync, "", "it is brought to the disk"},

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/audit"
+	"nemoclaw/egress/control"
 )
 
 // awaitDemand returns true once something waits in the listeners for a worker,
@@ -62,15 +63,15 @@ const maxRefused = 4096
 // unread: nobody can decide them, and nothing hangs.
 func (m *Monitor) refuseWaiting() {
 	var conns []int
-	questions := 0
-	for _, f := range m.listeners {
+	datagrams := make([]int, len(m.listeners))
+	for i, f := range m.listeners {
 		fd := int(f.Fd())
 		_ = unix.SetNonblock(fd, true) // Fd may have undone it
 		for range maxRefused {
 			conn, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
 			if err == unix.EOPNOTSUPP { // a datagram's socket (accept(2))
 				if _, _, err = unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT); err == nil {
-					questions++
+					datagrams[i]++
 					continue
 				}
 			}
@@ -80,15 +81,20 @@ func (m *Monitor) refuseWaiting() {
 			conns = append(conns, conn)
 		}
 	}
-	if len(conns)+questions == 0 {
+	packets := datagrams[control.ReportsFile] // that the fence has refused: one report each
+	questions := -packets
+	for _, n := range datagrams {
+		questions += n
+	}
+	if len(conns)+questions+packets == 0 {
 		return
 	}
-	line := m.change(audit.KindWorker, fmt.Sprintf("no worker can be started: %d connections were refused, %d questions not answered", len(conns), questions))
+	line := m.change(audit.KindWorker, fmt.Sprintf("no worker can be started: %d connections and %d packets were refused, %d questions not answered", len(conns), packets, questions))
 	line.SeverityID = audit.High
 	line.StatusID = 2
 	_ = m.log.Append(line) // its fault shows in Status
 	m.mu.Lock()
-	m.refused += uint64(len(conns) + questions)
+	m.refused += uint64(len(conns) + questions + packets)
 	m.mu.Unlock()
 	for _, conn := range conns {
 		_ = unix.SetsockoptLinger(conn, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})

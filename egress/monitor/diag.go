@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	goruntime "runtime"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,7 @@ type diag struct {
 	fd  int // a NETLINK_SOCK_DIAG socket that was opened in the namespace
 	seq uint32
 	req [requestSize]byte
-	buf [4096]byte
+	buf [8192]byte // the largest part of an answer (NLMSG_GOODSIZE of linux/netlink.h)
 }
 
 // newDiag opens the socket; sockets stay in the namespace of the thread that
@@ -57,72 +58,136 @@ type socket struct {
 // Layout of a request and an answer, from linux/inet_diag.h and netlink(7): a
 // header of 16 bytes, then inet_diag_req_v2 or inet_diag_msg.
 const (
-	headerSize      = 16
-	requestSize     = headerSize + 56
-	sockDiagBy      = 20 // SOCK_DIAG_BY_FAMILY
-	answerCookie    = headerSize + 44
-	answerUID       = headerSize + 64
-	answerInode     = headerSize + 68
-	answerSize      = headerSize + 72
-	requestID       = headerSize + 8 // inet_diag_sockid
-	requestSrc      = requestID + 4
-	requestDst      = requestID + 20
-	requestCookie   = requestID + 40
-	allStates       = ^uint32(0)
-	anyCookie       = ^uint64(0)
-	answerTypeError = unix.NLMSG_ERROR
+	headerSize    = 16
+	requestSize   = headerSize + 56
+	sockDiagBy    = 20             // SOCK_DIAG_BY_FAMILY
+	requestID     = headerSize + 8 // inet_diag_sockid
+	requestSrc    = requestID + 4
+	requestDst    = requestID + 20
+	requestCookie = requestID + 40
+	allStates     = ^uint32(0)
+	anyCookie     = ^uint64(0)
+
+	// Of an answer, behind its header.
+	answerSrcPort = 4
+	answerDstPort = 6
+	answerSrc     = 8
+	answerDst     = 24
+	answerCookie  = 44
+	answerUID     = 64
+	answerInode   = 68
+	answerSize    = 72
 )
 
 // lookup asks for the one TCP socket whose local end is src and whose remote
 // end is dst (sock_diag(7)).
 func (d *diag) lookup(src, dst netip.AddrPort) (socket, error) {
-	d.seq++
-	if err := unix.Send(d.fd, d.request(src, dst), 0); err != nil {
+	family := byte(unix.AF_INET6)
+	if src.Addr().Unmap().Is4() {
+		family = unix.AF_INET
+	}
+	req := d.request(unix.NLM_F_REQUEST, family, unix.IPPROTO_TCP, src.Port())
+	binary.BigEndian.PutUint16(req[requestID+2:], dst.Port())
+	copy(req[requestSrc:], src.Addr().Unmap().AsSlice())
+	copy(req[requestDst:], dst.Addr().Unmap().AsSlice())
+	list, err := d.ask(req)
+	if err != nil {
 		return socket{}, err
 	}
+	return list[0].socket, nil
+}
+
+// datagrams returns the UDP sockets that may have sent a datagram from src to
+// dst; to a name server, if dst is invalid: the fence has changed to which. The
+// kernel compares the port alone.
+func (d *diag) datagrams(src, dst netip.AddrPort) (list []socket, err error) {
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
+		found, err := d.ask(d.request(unix.NLM_F_REQUEST|unix.NLM_F_DUMP, family, unix.IPPROTO_UDP, src.Port()))
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range found {
+			bound := s.src.Addr().IsUnspecified() || s.src.Addr() == src.Addr().Unmap()
+			free := s.dst.Port() == 0
+			if bound && (free || s.dst == dst || !dst.IsValid() && s.dst.Port() == 53) {
+				list = append(list, s.socket)
+			}
+		}
+	}
+	return list, nil
+}
+
+// answered is a socket with its ends.
+type answered struct {
+	socket
+	src, dst netip.AddrPort // dst of port 0: it is not connected
+}
+
+// ask sends a request and returns its answers: one, or to a dump any number.
+func (d *diag) ask(req []byte) (list []answered, err error) {
+	if err := unix.Send(d.fd, req, 0); err != nil {
+		return nil, err
+	}
+	host := binary.NativeEndian
 	for {
 		n, err := unix.Read(d.fd, d.buf[:])
 		if err != nil {
-			return socket{}, err
+			return nil, err
 		}
-		if n < headerSize+4 {
-			return socket{}, io.ErrUnexpectedEOF
+		messages, err := syscall.ParseNetlinkMessage(d.buf[:n])
+		if err != nil {
+			return nil, err
 		}
-		host := binary.NativeEndian
-		switch answer := d.buf[:n]; {
-		case host.Uint32(answer[8:]) != d.seq: // of a question that was given up
-		case host.Uint16(answer[4:]) == answerTypeError:
-			return socket{}, unix.Errno(-int32(host.Uint32(answer[headerSize:])))
-		case n < answerSize:
-			return socket{}, io.ErrUnexpectedEOF
-		default:
-			return socket{
-				cookie: host.Uint64(answer[answerCookie:]),
-				inode:  host.Uint32(answer[answerInode:]),
-				uid:    host.Uint32(answer[answerUID:]),
-			}, nil
+		for _, m := range messages {
+			switch {
+			case m.Header.Seq != d.seq: // of a question that was given up
+				continue
+			case m.Header.Type == unix.NLMSG_DONE:
+				return list, nil
+			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
+				return nil, unix.Errno(-int32(host.Uint32(m.Data)))
+			case len(m.Data) < answerSize:
+				return nil, io.ErrUnexpectedEOF
+			}
+			list = append(list, parseSocket(m.Data))
+			if m.Header.Flags&unix.NLM_F_MULTI == 0 {
+				return list, nil
+			}
 		}
 	}
 }
 
-func (d *diag) request(src, dst netip.AddrPort) []byte {
+// parseSocket reads an inet_diag_msg.
+func parseSocket(b []byte) answered {
+	host := binary.NativeEndian
+	end := func(at, port int) netip.AddrPort {
+		addr := netip.AddrFrom16([16]byte(b[at : at+16])).Unmap()
+		if b[0] == unix.AF_INET {
+			addr = netip.AddrFrom4([4]byte(b[at : at+4]))
+		}
+		return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(b[port:]))
+	}
+	return answered{
+		socket: socket{cookie: host.Uint64(b[answerCookie:]), inode: host.Uint32(b[answerInode:]), uid: host.Uint32(b[answerUID:])},
+		src:    end(answerSrc, answerSrcPort),
+		dst:    end(answerDst, answerDstPort),
+	}
+}
+
+// request begins one, about sockets whose local port is port.
+func (d *diag) request(flags uint16, family, proto byte, port uint16) []byte {
+	d.seq++
 	req := d.req[:]
 	clear(req)
 	host := binary.NativeEndian
 	host.PutUint32(req[0:], requestSize)
 	host.PutUint16(req[4:], sockDiagBy)
-	host.PutUint16(req[6:], unix.NLM_F_REQUEST)
+	host.PutUint16(req[6:], flags)
 	host.PutUint32(req[8:], d.seq)
-	req[headerSize] = unix.AF_INET6
-	if src.Addr().Unmap().Is4() {
-		req[headerSize] = unix.AF_INET
-	}
-	req[headerSize+1] = unix.IPPROTO_TCP
+	req[headerSize] = family
+	req[headerSize+1] = proto
 	host.PutUint32(req[headerSize+4:], allStates)
-	binary.BigEndian.PutUint16(req[requestID:], src.Port())
-	binary.BigEndian.PutUint16(req[requestID+2:], dst.Port())
-	copy(req[requestSrc:], src.Addr().Unmap().AsSlice())
-	copy(req[requestDst:], dst.Addr().Unmap().AsSlice())
+	binary.BigEndian.PutUint16(req[requestID:], port)
 	host.PutUint64(req[requestCookie:], anyCookie)
 	return req
 }

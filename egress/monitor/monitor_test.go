@@ -9,10 +9,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,6 +44,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) == 3 && (os.Args[1] == "connect" || os.Args[1] == "share") {
 		connect(os.Args[2], os.Args[1] == "share")
+		return
+	}
+	if len(os.Args) == 3 && slices.Contains([]string{"send", "sendto", "sendto6", "sendclose", "bind"}, os.Args[1]) {
+		send(os.Args[1], netip.MustParseAddrPort(os.Args[2]))
 		return
 	}
 	os.Exit(m.Run())
@@ -110,6 +116,50 @@ func connect(to string, share bool) {
 		defer heir.Wait()
 	}
 	fmt.Println(c.LocalAddr())
+	io.Copy(io.Discard, os.Stdin)
+}
+
+// send is a program of the sandbox: it sends a datagram from a socket that is
+// connected ("send", "sendclose") or not, of IPv6 for an address of IPv4
+// ("sendto6"), or only takes a port ("bind"); and it says from where.
+func send(how string, to netip.AddrPort) {
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+	if to.Addr().Is4() && how != "sendto6" {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		switch how {
+		case "send", "sendclose":
+			if err = unix.Connect(fd, sa); err == nil {
+				_, err = unix.Write(fd, []byte("hello"))
+			}
+		case "sendto", "sendto6":
+			err = unix.Sendto(fd, []byte("hello"), 0, sa)
+		case "bind":
+			if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil {
+				err = unix.Bind(fd, sa)
+			}
+		}
+	}
+	if err != nil {
+		panic(err)
+	}
+	own, err := unix.Getsockname(fd)
+	if err != nil {
+		panic(err)
+	}
+	var port int
+	switch own := own.(type) {
+	case *unix.SockaddrInet4:
+		port = own.Port
+	case *unix.SockaddrInet6:
+		port = own.Port
+	}
+	if how == "sendclose" {
+		unix.Close(fd)
+	}
+	fmt.Println(netip.AddrPortFrom(to.Addr(), uint16(port)))
 	io.Copy(io.Discard, os.Stdin)
 }
 
@@ -480,6 +530,7 @@ var queues = []struct{ network, addr string }{
 	{"tcp", "127.0.0.1:7001"}, {"tcp", "127.0.0.1:7002"},
 	{"udp", "127.0.0.1:7003"}, {"udp", "127.0.0.1:7004"},
 	{"tcp", "127.0.0.1:7005"}, {"tcp", "127.0.0.1:7006"},
+	{"udp", "127.0.0.1:7007"}, // in place of the kernel's reports
 }
 
 func listenIn(ns *os.File) (files []*os.File, err error) {

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -174,6 +175,41 @@ func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Ti
 	if err != nil {
 		return nil
 	}
+	return o.ofSocket(sock, thorough, deadline)
+}
+
+// sender returns the process that sent a datagram from src to dst, for the log
+// alone: nobody's permission depends on it. With an invalid dst it is a question
+// that still waits for its answer, to whatever name server.
+func (o *owners) sender(src, dst netip.AddrPort, deadline time.Time) (found *control.Process) {
+	if o == nil {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	sockets, err := o.diag.datagrams(src, dst)
+	if err != nil {
+		return nil
+	}
+	for _, s := range sockets {
+		switch p := o.ofSocket(s, false, deadline); {
+		case p == nil:
+		case found == nil:
+			found = p
+		case p.PID != found.PID:
+			return as(found, found.UID, "several processes have sockets with its port")
+		}
+	}
+	if c, ok := o.hook.sender(dst); ok && len(sockets) == 0 && dst.IsValid() {
+		if found = o.called(c, false); found != nil {
+			found = as(found, found.UID, cmp.Or(found.Unsure, "it was the last to send there; the socket is closed"))
+		}
+	}
+	return found
+}
+
+// ofSocket returns whose a socket is.
+func (o *owners) ofSocket(sock socket, thorough bool, deadline time.Time) *control.Process {
 	if c, ok := o.hook.of(sock.cookie); ok {
 		return o.called(c, thorough)
 	}

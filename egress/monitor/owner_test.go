@@ -107,7 +107,7 @@ func TestRecordsHaveOwners(t *testing.T) {
 	s.must(m.owners.watch(cgroups, group.start(t, s, "init").Process.Pid))
 	to := listenPort(t, s)
 	program := group.start(t, s, "connect", "127.0.0.1:"+to)
-	r := control.Record{Request: "r-1", Src: netip.MustParseAddrPort(program.said), Dst: netip.MustParseAddrPort("127.0.0.1:" + to)}
+	r := control.Record{Request: "r-1", Proto: "tcp", Src: netip.MustParseAddrPort(program.said), Dst: netip.MustParseAddrPort("127.0.0.1:" + to)}
 	for _, c := range []struct {
 		verdict control.Verdict
 		request string
@@ -127,6 +127,71 @@ func TestRecordsHaveOwners(t *testing.T) {
 			t.Errorf("%s of %s belongs to %+v", c.verdict, c.request, p)
 		}
 		program.end()
+	}
+}
+
+// Whose a datagram is, is known as long as its socket lives; afterwards who sent
+// to that address last is said, with a doubt. A question to a name server has no
+// destination that would be known.
+func TestSender(t *testing.T) {
+	needFirstPIDs(t)
+	s := newSandbox(t)
+	group := newTestCgroup(t)
+	seen, unseen := newTestOwners(t, s), newTestOwners(t, s)
+	s.must(seen.load())
+	s.must(seen.watch(cgroups, group.start(t, s, "init").Process.Pid))
+	for _, c := range []struct {
+		name    string
+		owners  *owners
+		program string
+		to      string
+		dst     string // as the gateway knows it; empty: not
+		ended   bool
+		unsure  string // "-": it is unknown
+	}{
+		{"connected", seen, "send", "127.0.0.1:9001", "127.0.0.1:9001", false, ""},
+		{"not connected", seen, "sendto", "127.0.0.1:9002", "127.0.0.1:9002", false, ""},
+		{"IPv6", seen, "sendto", "[::1]:9003", "[::1]:9003", false, ""},
+		{"over a socket of IPv6", seen, "sendto6", "127.0.0.1:9004", "127.0.0.1:9004", false, ""},
+		{"a question", seen, "send", "127.0.0.1:53", "", false, ""},
+		{"a question, not connected", seen, "sendto", "127.0.0.1:53", "", false, ""},
+		{"connected, and ended", seen, "send", "127.0.0.1:9005", "127.0.0.1:9005", true, "it has ended"},
+		{"not connected, and ended", seen, "sendto", "[::1]:9006", "[::1]:9006", true, "it has ended"},
+		{"a question, and ended", seen, "send", "127.0.0.1:53", "", true, "-"},
+		{"closed", seen, "sendclose", "127.0.0.1:9007", "127.0.0.1:9007", false, "it was the last to send there; the socket is closed"},
+		{"elsewhere", seen, "send", "127.0.0.1:9008", "127.0.0.1:9009", false, "-"},
+		{"not seen", unseen, "send", "127.0.0.1:9010", "127.0.0.1:9010", false, "it holds the socket; others may too"},
+		{"not seen, and ended", unseen, "send", "127.0.0.1:9011", "127.0.0.1:9011", true, "-"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			program := group.start(t, s, c.program, c.to)
+			if c.ended {
+				program.end()
+			}
+			var dst netip.AddrPort
+			if c.dst != "" {
+				dst = netip.MustParseAddrPort(c.dst)
+			}
+			p := c.owners.sender(netip.MustParseAddrPort(program.said), dst, time.Now().Add(patience))
+			switch {
+			case c.unsure == "-":
+				if p != nil {
+					t.Errorf("it is %+v's", p)
+				}
+			case p == nil:
+				t.Error("it is nobody's")
+			case p.Unsure != c.unsure || p.PID != program.Process.Pid:
+				t.Errorf("it is %+v's, want %d's and %q", p, program.Process.Pid, c.unsure)
+			}
+		})
+	}
+
+	// Two programs on one port: it may be either's.
+	first := group.start(t, s, "bind", "127.0.0.1:9020")
+	group.start(t, s, "bind", "0.0.0.0:9020")
+	p := seen.sender(netip.MustParseAddrPort("127.0.0.1:9020"), netip.MustParseAddrPort("127.0.0.1:9021"), time.Now().Add(patience))
+	if p == nil || p.Unsure != "several processes have sockets with its port" {
+		t.Errorf("what may be the datagram of two is %+v's; one is %d", p, first.Process.Pid)
 	}
 }
 

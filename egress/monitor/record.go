@@ -7,6 +7,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
 )
@@ -44,10 +46,39 @@ func (m *Monitor) attribute(list []control.Record) {
 		r := &list[i]
 		if owner, known := m.owner(r.Request); known {
 			r.Process = owner
-		} else if r.Dst.IsValid() && (r.Verdict == control.Allow || r.Verdict == control.Refuse || r.Verdict == control.Hold) {
-			r.Process = m.owners.find(r.Src, r.Dst, deadline)
+		} else if r.Verdict == control.Allow || r.Verdict == control.Refuse || r.Verdict == control.Hold {
+			r.Process = m.whose(r, deadline)
 		}
 	}
+}
+
+// whose is the process behind a record's beginning. Who sent other packets than
+// TCP's and UDP's cannot be told.
+func (m *Monitor) whose(r *control.Record, deadline time.Time) *control.Process {
+	switch number, known := transport(r); {
+	case !known || !r.Src.IsValid():
+		return nil
+	case number == unix.IPPROTO_UDP:
+		return m.owners.sender(r.Src, r.Dst, deadline)
+	case number == unix.IPPROTO_TCP && r.Dst.IsValid():
+		return m.owners.find(r.Src, r.Dst, deadline)
+	}
+	return nil
+}
+
+// transport is the protocol of IP that a record is about, by its number. The
+// words above TCP are "tls" and "http"; questions come over either.
+func transport(r *control.Record) (number int, known bool) {
+	switch r.Proto {
+	case "tls", "http":
+		return unix.IPPROTO_TCP, true
+	case "dns":
+		if r.Dst.IsValid() {
+			return unix.IPPROTO_TCP, true
+		}
+		return unix.IPPROTO_UDP, true
+	}
+	return control.ProtoNumber(r.Proto)
 }
 
 // owner returns the process behind an open connection.
@@ -122,7 +153,7 @@ func network(id string, r *control.Record) *audit.Network {
 	}
 	n.Src = endpoint("", r.Src, 0)
 	n.Dst = endpoint(clip(r.Host, maxHost), r.Addr, r.Port)
-	n.Connection = connection(r.Proto)
+	n.Connection = connection(r)
 	if r.Rule != "" {
 		n.Rule = &audit.Rule{Name: clip(r.Rule, maxText)}
 	}
@@ -162,14 +193,13 @@ func endpoint(host string, addr netip.AddrPort, port uint16) *audit.Endpoint {
 	return e
 }
 
-// connection tells TCP from UDP; the words above them ("tls", "http") stand as
-// the protocol's name.
-func connection(proto string) *audit.Connection {
-	num := 6
-	if proto == "udp" || proto == "dns" {
-		num = 17
+// connection is the protocol; the words above TCP and UDP stand as its name.
+func connection(r *control.Record) *audit.Connection {
+	number, known := transport(r)
+	if !known {
+		number = audit.OtherProtocol
 	}
-	return &audit.Connection{ProtocolName: clip(proto, maxHost), ProtocolNum: num, DirectionID: 2}
+	return &audit.Connection{ProtocolName: clip(r.Proto, maxHost), ProtocolNum: number, DirectionID: 2}
 }
 
 func actor(p *control.Process) *audit.Actor {

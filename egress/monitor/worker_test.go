@@ -67,7 +67,9 @@ func TestNoWorkerCanBeHad(t *testing.T) {
 				}
 				return nil
 			}))
-			s.awaitLine(`"kind":"worker"`, "no worker can be started: 1 connections were refused")
+			s.knock("udp", queues[control.ReportsFile].addr)
+			s.awaitLine(`"kind":"worker"`, "no worker can be started: 1 connections and ")
+			s.awaitLine(`"kind":"worker"`, "no worker can be started: ", " and 1 packets were refused")
 			if st := s.status(); st.Worker != 0 || st.Restarts < hopeless || st.Refused == 0 {
 				t.Errorf("the status: %+v", st)
 			}

@@ -3,6 +3,7 @@ package worker
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
 	"nemoclaw/specs/policy"
@@ -212,8 +215,26 @@ func (s *server) admitDNS(c *net.TCPConn) {
 	s.wg.Go(func() {
 		defer s.dnsConns.give()
 		defer stop()
-		s.dns.ServeTCP(c)
+		s.dns.ServeTCP(c, s.nameserver(c))
 	})
+}
+
+// nameserver is the one that a program dialed. A question to the engine's own
+// is turned to ours by the fence; connection tracking knows it
+// (SO_ORIGINAL_DST, linux/netfilter_ipv4.h, for which there is a sockaddr_in to
+// be read).
+func (s *server) nameserver(c *net.TCPConn) netip.AddrPort {
+	dst := s.dialed(c)
+	raw, err := c.SyscallConn()
+	if err != nil || !dst.Addr().Is4() {
+		return dst
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if sa, err := unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST); err == nil {
+			dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(sa.Multiaddr[4:8])), binary.BigEndian.Uint16(sa.Multiaddr[2:]))
+		}
+	})
+	return dst
 }
 
 func (s *server) dialed(c *net.TCPConn) netip.AddrPort {

@@ -330,7 +330,12 @@ func workerIn(t *testing.T, inner, uplink *netns) *sandbox {
 		}
 		defer u.Close()
 		sb.udp = u.LocalAddr()
-		for _, f := range []func() (*os.File, error){steered.File, other.File, u.File, u.File, other.File, other.File} {
+		reports, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			return err
+		}
+		defer reports.Close()
+		for _, f := range []func() (*os.File, error){steered.File, other.File, u.File, u.File, other.File, other.File, reports.File} {
 			if err := keep(f()); err != nil {
 				return err
 			}

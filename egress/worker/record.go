@@ -212,6 +212,9 @@ func (r *recorder) folded(rec control.Record) bool {
 		r.folds.second, r.folds.all = now, 0
 	}
 	key := rec.Host + ":" + strconv.Itoa(int(rec.Port))
+	if _, ok := control.ProtoNumber(rec.Proto); ok && rec.Proto != "tcp" {
+		key += "/" + rec.Proto // a packet; connections are told apart by what they say
+	}
 	f := r.folds.byKey[key]
 	if f == nil && len(r.folds.byKey) >= maxFolds {
 		key = ""
@@ -229,12 +232,13 @@ func (r *recorder) folded(rec control.Record) bool {
 	if f.n <= foldKey && r.folds.all <= foldAll && key != "" {
 		return false
 	}
-	if f.more++; f.more == 1 {
+	if f.more == 0 {
 		f.first = rec
 		if key == "" {
 			f.first.Host, f.first.Port, f.first.Reason, f.first.Detail = "", 0, string(policy.TooMany), "refusals of many hosts and ports"
 		}
 	}
+	f.more += max(rec.Count, 1)
 	if !r.folds.timer {
 		r.folds.timer = true
 		time.AfterFunc(time.Second, func() {

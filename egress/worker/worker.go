@@ -64,6 +64,7 @@ type server struct {
 
 	listeners []*net.TCPListener // steered 4, steered 6, DNS 4, DNS 6
 	packets   []*net.UDPConn     // DNS 4, DNS 6
+	reports   *os.File           // of what the fence refuses
 	serving   bool
 
 	flows     flows
@@ -151,11 +152,11 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 	if len(files) != control.SetupFiles {
 		return fmt.Errorf("cannot set up: %d descriptors came instead of %d", len(files), control.SetupFiles)
 	}
-	pool, err := dns.OpenPool(files[6]) // stays open: the journal is appended to
+	pool, err := dns.OpenPool(files[control.SetupFiles-1]) // stays open: the journal is appended to
 	if err != nil {
 		return err
 	}
-	defer control.CloseAll(files[:6])
+	defer control.CloseAll(files[:control.SetupFiles-1])
 	for _, i := range []int{0, 1, 4, 5} {
 		l, err := listener(files[i])
 		if err != nil {
@@ -169,6 +170,9 @@ func (s *server) setup(m *control.Setup, files []*os.File) error {
 			return err
 		}
 		s.packets = append(s.packets, c)
+	}
+	if s.reports, err = pollable(files[control.ReportsFile]); err != nil {
+		return err
 	}
 	nameservers, err := addresses(m.Nameservers)
 	if err != nil {
@@ -238,6 +242,18 @@ func packetConn(f *os.File) (*net.UDPConn, error) {
 		return nil, errors.New("cannot use an inherited socket: it is not a UDP socket")
 	}
 	return u, nil
+}
+
+// pollable returns another descriptor of f whose reading ends with its Close.
+func pollable(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot use an inherited socket: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "reports"), nil
 }
 
 func addresses(texts []string) ([]netip.Addr, error) {
@@ -312,6 +328,7 @@ func (s *server) serve() {
 			}
 		})
 	}
+	s.wg.Go(func() { s.hearReports(s.reports) })
 }
 
 // acceptAll hands each connection on; handle must not block.
@@ -344,6 +361,9 @@ func (s *server) close() {
 	}
 	for _, c := range s.packets {
 		c.Close()
+	}
+	if s.reports != nil {
+		s.reports.Close()
 	}
 	s.accepting.Wait() // from here on there are no new ones
 	for _, f := range s.flows.all() {

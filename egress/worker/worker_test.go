@@ -32,6 +32,7 @@ type sandbox struct {
 	conn    *control.Conn // to the worker
 	steered net.Addr
 	udp     net.Addr
+	reports net.Addr
 	tcp     net.Addr // DNS
 	journal string
 	proxy   *control.Proxy
@@ -129,6 +130,9 @@ func (sb *sandbox) start() {
 	keep(udp().File())
 	keep(stream.File())
 	keep(tcp().File())
+	reports := udp() // in place of the kernel
+	sb.reports = reports.LocalAddr()
+	keep(reports.File())
 	keep(os.OpenFile(sb.journal, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600))
 	check(t, conn.Send(control.ToWorker{Setup: &control.Setup{ID: "box", Search: []string{"corp.example"}, Proxy: sb.proxy}}, files...))
 	control.CloseAll(files)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -49,7 +50,7 @@ var networkVerbs = map[string]verb{
 	"dial-from": func(a []string) (string, error) {
 		return exchange(&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(a[0])}}, a[1:])
 	},
-	// open NAME HOST:PORT, then say NAME TEXT and hear NAME: a connection that
+	// open NAME HOST:PORT [NETWORK], then say NAME TEXT and hear NAME: a connection that
 	// stays. hear returns one line, or how the connection ended.
 	// send-unixgram PATH TEXT
 	"send-unixgram": func(a []string) (string, error) {
@@ -84,16 +85,16 @@ var networkVerbs = map[string]verb{
 	// resolve NAME: by the image's own resolv.conf.
 	"resolve": func(a []string) (string, error) { return lookUp(new(net.Resolver), a[0]) },
 	// ask NETWORK SERVER:PORT NAME: by another resolver.
-	"ask": func(a []string) (string, error) {
-		return lookUp(&net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, a[0], a[1])
-		}}, a[2])
-	},
-	// text NAME: a TXT question.
+	"ask": func(a []string) (string, error) { return lookUp(resolverAt(a[0], a[1]), a[2]) },
+	// text NAME [NETWORK SERVER:PORT]: a TXT question.
 	"text": func(a []string) (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		got, err := net.DefaultResolver.LookupTXT(ctx, a[0])
+		r := net.DefaultResolver
+		if len(a) > 1 {
+			r = resolverAt(a[1], a[2])
+		}
+		got, err := r.LookupTXT(ctx, a[0])
 		return strings.Join(got, " "), err
 	},
 	// socket FAMILY TYPE PROTOCOL
@@ -243,7 +244,7 @@ type kept struct {
 }
 
 func openConn(a []string) (string, error) {
-	c, err := net.DialTimeout("tcp", a[1], patience)
+	c, err := net.DialTimeout(cmp.Or(strings.Join(a[2:], ""), "tcp"), a[1], patience)
 	if err != nil {
 		return "", err
 	}
@@ -368,6 +369,13 @@ func ping(a []string) (string, error) {
 	}
 	_, err = unix.Read(fd, make([]byte, 100))
 	return "", err
+}
+
+// resolverAt asks one server, by one network.
+func resolverAt(network, server string) *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, server)
+	}}
 }
 
 func lookUp(r *net.Resolver, name string) (string, error) {
