@@ -175,7 +175,7 @@ func showText(w io.Writer, line []byte) error {
 
 // networkText is one decision: what, where, by which rule, who.
 func networkText(n *audit.Network) string {
-	words := []string{fmt.Sprintf("%-7s", n.Unmapped.Verdict), place(n.Dst)}
+	words := []string{fmt.Sprintf("%-7s", n.Unmapped.Verdict), place(n.Dst) + packet(n.Connection)}
 	if n.Unmapped.Would != "" {
 		words = append(words, "(not enforced: "+n.Unmapped.Would+")")
 	}
@@ -195,7 +195,11 @@ func networkText(n *audit.Network) string {
 		words = append(words, "in "+(time.Duration(n.Duration)*time.Millisecond).String())
 	}
 	if n.Actor != nil {
-		words = append(words, processName(n.Actor))
+		doubt := ""
+		if n.Unmapped.Unsure != "" {
+			doubt = "?"
+		}
+		words = append(words, processName(n.Actor)+doubt)
 	}
 	if n.Unmapped.Detail != "" {
 		words = append(words, "-- "+n.Unmapped.Detail)
@@ -244,6 +248,17 @@ func processName(a *audit.Actor) string {
 		name = a.Process.File.Path
 	}
 	return fmt.Sprintf("%s[%d]", cmp.Or(name, "?"), a.Process.PID)
+}
+
+// packet is "/udp" and the like for what is no connection and no question.
+func packet(c *audit.Connection) string {
+	if c == nil || c.ProtocolName == "tcp" {
+		return ""
+	}
+	if _, ok := control.ProtoNumber(c.ProtocolName); !ok {
+		return ""
+	}
+	return "/" + c.ProtocolName
 }
 
 func place(e *audit.Endpoint) string {

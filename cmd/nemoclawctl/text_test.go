@@ -89,6 +89,21 @@ func TestWho(t *testing.T) {
 	}
 }
 
+// A refused packet is told from a connection, and a doubt about whose it was is
+// shown.
+func TestPacketsAreTold(t *testing.T) {
+	n := audit.NewNetwork("web", audit.ActivityRefuse)
+	n.Dst = &audit.Endpoint{Hostname: "example.org", Port: 443}
+	n.Actor = &audit.Actor{Process: audit.Process{PID: 12, Name: "curl"}}
+	n.Unmapped.Verdict, n.Unmapped.Unsure = "refuse", "it has ended"
+	for proto, want := range map[string]string{"udp": "refuse  example.org:443/udp curl[12]?", "tls": "refuse  example.org:443 curl[12]?", "dns": "refuse  example.org:443 curl[12]?"} {
+		n.Connection = &audit.Connection{ProtocolName: proto}
+		if got := networkText(n); got != want {
+			t.Errorf("over %s: %q, want %q", proto, got, want)
+		}
+	}
+}
+
 // What completion offers is compared with what is typed and never expanded, and
 // is offered only if it means itself on a command line.
 func TestCompletionRunsNothing(t *testing.T) {
