@@ -54,6 +54,10 @@ const (
 	// one that has not answered (RFC 8305, section 5).
 	staggerTime = limits.Stagger
 
+	// familyTime is how long the addresses of one family wait for those of the
+	// other.
+	familyTime = limits.Family
+
 	// maxAddrs is how many addresses of a name are considered; more are
 	// ignored.
 	maxAddrs = limits.Addresses

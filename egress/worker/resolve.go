@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	wire "github.com/miekg/dns"
@@ -25,6 +26,8 @@ type resolver struct {
 	engine  *engine // asked too; nil: there is none
 	hosts   *hosts  // of the names that nobody is asked for; nil: none
 	group   singleflight.Group
+	// answered is which of servers did so last.
+	answered atomic.Int64
 
 	mu    sync.Mutex
 	known map[string]answer
@@ -115,30 +118,58 @@ func (r *resolver) ask(host string) answer {
 	return b
 }
 
-// askBoth asks for both families at once. One family that cannot be had does
-// not spoil the other.
+// half is what a family's question brought.
+type half struct {
+	six   bool
+	addrs []netip.Addr
+	ttl   time.Duration
+	err   error
+}
+
+// askBoth asks for both families at once. One that cannot be had does not spoil
+// the other, nor does one that is slow hold it up (RFC 8305, section 3): what
+// comes later is there for the next connection.
 func (r *resolver) askBoth(host string, query func(host string, qtype uint16) (*wire.Msg, error)) answer {
-	type half struct {
-		addrs []netip.Addr
-		ttl   time.Duration
-		err   error
+	halves := make(chan half, 2)
+	for _, qtype := range []uint16{wire.TypeAAAA, wire.TypeA} {
+		go func() {
+			addrs, ttl, err := addressesFrom(query, host, qtype)
+			halves <- half{qtype == wire.TypeAAAA, addrs, ttl, err}
+		}()
 	}
-	six := make(chan half, 1)
+	first := <-halves
+	if len(first.addrs) == 0 {
+		return whole(first, <-halves)
+	}
+	late := time.NewTimer(familyTime)
+	defer late.Stop()
+	select {
+	case second := <-halves:
+		return whole(first, second)
+	case <-late.C:
+	}
 	go func() {
-		addrs, ttl, err := addressesFrom(query, host, wire.TypeAAAA)
-		six <- half{addrs, ttl, err}
+		if second := <-halves; len(second.addrs) > 0 {
+			r.remember(host, whole(first, second))
+		}
 	}()
-	addrs4, ttl4, err4 := addressesFrom(query, host, wire.TypeA)
-	h6 := <-six
-	addrs := alternate(h6.addrs, addrs4)
+	return whole(first, half{six: !first.six, ttl: maxTTL})
+}
+
+// whole makes an answer of both halves.
+func whole(a, b half) answer {
+	if b.six {
+		a, b = b, a
+	}
+	addrs := alternate(a.addrs, b.addrs)
 	if len(addrs) == 0 {
 		err := errNoAddress
-		if e := errors.Join(err4, h6.err); e != nil {
-			err = fmt.Errorf("cannot resolve the name: %w", firstOf(err4, h6.err))
+		if e := firstOf(b.err, a.err); e != nil {
+			err = fmt.Errorf("cannot resolve the name: %w", e)
 		}
 		return answer{err: err, until: time.Now().Add(badTTL)}
 	}
-	ttl := min(ttl4, h6.ttl)
+	ttl := min(a.ttl, b.ttl)
 	return answer{addrs: addrs, until: time.Now().Add(min(max(ttl, minTTL), maxTTL))}
 }
 
@@ -174,13 +205,17 @@ func addressesFrom(query func(string, uint16) (*wire.Msg, error), host string, q
 	return addrs, ttl, nil
 }
 
-// query asks each nameserver in turn until one answers.
+// query asks each nameserver in turn until one answers, beginning with the one
+// that answered last: one that is gone costs its time once, not for every name.
 func (r *resolver) query(host string, qtype uint16) (*wire.Msg, error) {
 	err := errors.New("no nameserver is known")
+	begin := int(r.answered.Load())
 	for range queryRounds {
-		for _, server := range r.servers {
+		for i := range r.servers {
+			n := (begin + i) % len(r.servers)
 			var m *wire.Msg
-			if m, err = r.exchange(server, host, qtype); err == nil {
+			if m, err = r.exchange(r.servers[n], host, qtype); err == nil {
+				r.answered.Store(int64(n))
 				return m, nil
 			}
 			if r.ctx.Err() != nil {

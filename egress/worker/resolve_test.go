@@ -2,8 +2,10 @@ package worker
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	goruntime "runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,11 +23,12 @@ type nameserver struct {
 	cut   bool // over UDP
 	asked atomic.Int64
 	gate  chan struct{} // if not nil, answers wait for it
+	gated uint16        // the type whose answers do; 0: all
 }
 
 func (n *nameserver) ServeDNS(w wire.ResponseWriter, q *wire.Msg) {
 	n.asked.Add(1)
-	if n.gate != nil {
+	if n.gate != nil && (n.gated == 0 || n.gated == q.Question[0].Qtype) {
 		<-n.gate
 	}
 	m := new(wire.Msg)
@@ -120,6 +123,46 @@ func TestLookup(t *testing.T) {
 				t.Errorf("%s, want %s", got, tc.want)
 			}
 		})
+	}
+}
+
+// A family whose answer is slow does not keep the other waiting; it is there for
+// the next connection.
+func TestSlowFamily(t *testing.T) {
+	for _, slow := range []uint16{wire.TypeA, wire.TypeAAAA} {
+		n := &nameserver{gate: make(chan struct{}), gated: slow}
+		r := resolverOf(t, n, "api.example. 60 A 93.184.216.34", "api.example. 60 AAAA 2606:2800::1")
+		if addrs, err := r.lookup(t.Context(), "api.example"); err != nil || len(addrs) != 1 || addrs[0].Is4() != (slow == wire.TypeAAAA) {
+			t.Errorf("while %s is slow: %v, %v", wire.TypeToString[slow], addrs, err)
+		}
+		close(n.gate)
+		for deadline := time.Now().Add(patience); ; goruntime.Gosched() {
+			if addrs, _ := r.lookup(t.Context(), "api.example"); len(addrs) == 2 && addrs[0].Is6() {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the second answer is not remembered")
+			}
+		}
+	}
+}
+
+// A name server that fails is asked once; the others are begun with from then on.
+func TestFailingServer(t *testing.T) {
+	good, bad := &nameserver{}, &nameserver{rcode: wire.RcodeServerFailure}
+	r := resolverOf(t, good, "a.example. 60 A 93.184.216.34", "b.example. 60 A 93.184.216.35")
+	c, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.2:%d", r.port))
+	check(t, err)
+	go (&wire.Server{PacketConn: c, Handler: bad}).ActivateAndServe()
+	t.Cleanup(func() { c.Close() })
+	r.servers = []netip.Addr{netip.MustParseAddr("127.0.0.2"), netip.MustParseAddr("127.0.0.1")}
+	_, err = r.lookup(t.Context(), "a.example")
+	check(t, err)
+	first := bad.asked.Load()
+	_, err = r.lookup(t.Context(), "b.example")
+	check(t, err)
+	if now := bad.asked.Load(); first == 0 || now != first {
+		t.Errorf("it was asked %d times for the first name, %d for both", first, now)
 	}
 }
 
