@@ -96,11 +96,11 @@ type Group struct {
 // Table is every limit. What a policy can lower says the key.
 var Table = []Group{
 	{"Connections", []Limit{
-		{"allowed connections at once (`egress.defaults.max_connections` lowers it)", Flows, "", "those beyond are reset, and recorded as `too-many`"},
-		{"connections of one rule at once: `max_connections`", "none", "", "those beyond are refused as `too-many`"},
-		{"connections of one rule in a time: `rate`", "none", "", "those beyond are refused as `too-often`; as many as the number may come at once"},
-		{"bytes that a program sends on one connection: `max_upload`", "none", "", "the byte beyond ends the connection: `upload-limit`"},
-		{"time without a byte in either direction: `idle_timeout`", "none", "", "the connection is reset: `idle`"},
+		{"allowed connections at once (`egress.defaults.max_connections` lowers it)", Flows, "", "those beyond are reset, and recorded as `too-many`; a reload that lowers it cuts the youngest"},
+		{"connections of one rule at once: `max_connections`", "none", "", "those beyond are refused as `too-many`; a reload that lowers it cuts the youngest"},
+		{"connections of one rule in a time: `rate`", "none", "", "those beyond are refused as `too-often`; as many as the number may come at once; after a reload those that are open count"},
+		{"bytes that a program sends on one connection: `max_upload`", "none", "", "the byte beyond ends the connection: `upload-limit`; after a reload what was sent before counts"},
+		{"time without a byte in either direction: `idle_timeout`", "none", "", "the connection is reset: `idle`; after a reload those that are open too"},
 		{"connections that wait for the operator at once", Held, "", "those beyond are refused"},
 		{"time that a connection waits for the operator: `egress.defaults.hold`", Hold, "", "it is refused; the policy may say less"},
 		{"refused connections that are answered politely at once", Refusals, "", "those beyond are reset at once, and recorded"},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -38,11 +39,10 @@ type flow struct {
 	why     string       // detail of a refusal by a rule's bound
 	waits   bool         // it has a place among those that wait for the operator
 	tally   *tally       // guarded by flows.mu; nil: not counted by its rule
-	meter   *meter       // nil: the program may send as much as it likes
+	meter   *meter       // nil until up is there
 
 	proto    string // "tcp", "tls", "http", "dns"
 	method   string
-	sent     int64
 	got      int64
 	recorded bool        // as allowed
 	last     atomic.Bool // the program's side stays open behind the server's end, for our last words
@@ -52,6 +52,9 @@ type flow struct {
 	raw     bool           // any protocol was allowed to pass
 	up      *net.TCPConn   // the server's; nil until dialed
 	addr    netip.AddrPort // of up
+	counted bool           // it has passed its rule's bounds
+	served  bool           // it is looked after until its end
+	idle    *time.Timer    // nil: it may be silent for ever
 	cut     policy.Reason  // why it ends before its time; empty: it does not
 	detail  string
 	gone    bool // aborted
@@ -88,6 +91,7 @@ func (fs *flows) remove(f *flow) {
 	fs.mu.Unlock()
 }
 
+// all returns them in the order in which they began.
 func (fs *flows) all() []*flow {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -95,6 +99,7 @@ func (fs *flows) all() []*flow {
 	for f := range fs.set {
 		list = append(list, f)
 	}
+	slices.SortFunc(list, func(a, b *flow) int { return a.started.Compare(b.started) })
 	return list
 }
 
@@ -169,7 +174,7 @@ func (s *server) conclude(f *flow, known bool) {
 	}
 	var reason policy.Reason
 	if known {
-		reason, f.why = s.flows.count(f, f.verdict.rule, time.Now())
+		reason, f.why = f.count(time.Now())
 	}
 	if known && reason == "" {
 		s.wg.Go(f.serve)
@@ -312,13 +317,37 @@ func (f *flow) recheck(r *rules, now time.Time) bool {
 		ok = f.s.guard.permits(v, f.addr, now)
 	}
 	if ok {
+		same := f.verdict.rules == v.rules && f.verdict.rule == v.rule
 		f.verdict.rules, f.verdict.rule, f.verdict.spends = v.rules, v.rule, v.spends // for a dial to come, or under way
-		return false
+		return !same && f.bind(now)
 	}
 	f.cut = policy.Revoked
 	f.verdict.where, f.verdict.generation = v.where, v.generation
 	f.abortLocked()
 	return true
+}
+
+// bind has the bounds of the rule that allows the connection now hold for it, and
+// tells whether they end it. f.mu is held.
+func (f *flow) bind(now time.Time) bool {
+	if f.counted {
+		if reason, why := f.s.flows.recount(f, f.verdict.rule, now); reason != "" {
+			f.endLocked(reason, why)
+			return true
+		}
+	}
+	if f.meter != nil {
+		f.meter.limit(f.verdict.uploads())
+	}
+	f.watchIdle()
+	return f.cut != ""
+}
+
+// isOpen tells whether the connection is allowed and has not ended.
+func (f *flow) isOpen() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verdict.allow && !f.gone
 }
 
 // strict tells whether only one protocol passes a port, unless a rule is raw.
@@ -329,7 +358,10 @@ func (f *flow) serve() {
 	defer f.close()
 	defer f.s.flows.remove(f)
 	defer f.cancel()
-	defer f.watchIdle()()
+	f.mu.Lock()
+	f.served = true
+	f.watchIdle()
+	f.mu.Unlock()
 	switch {
 	case f.raw || !strict(f.target.port):
 		f.serveAny()
@@ -379,7 +411,7 @@ func (f *flow) relay(src *source) {
 			f.got = f.pass(f.c, back)
 		})
 		if f.proto != "tcp" || f.raw || f.screenLate(src) {
-			f.sent += f.pass(f.up, src)
+			f.pass(f.up, src)
 		}
 		<-done
 	}
@@ -421,10 +453,8 @@ func (f *flow) firstBytes(src *source) ([]byte, error) {
 	for {
 		b, err := src.more(copySize)
 		for asks, _ := asksForTLS(b); asks; asks, _ = asksForTLS(b) {
-			n, werr := f.way(f.up).Write(b[:len(sslRequest)])
-			f.sent += int64(n)
-			if werr != nil {
-				return nil, werr
+			if _, err := f.way(f.up).Write(b[:len(sslRequest)]); err != nil {
+				return nil, err
 			}
 			src.skip(len(sslRequest))
 			b = src.buf
@@ -547,9 +577,7 @@ func (f *flow) connected(up *dialed) bool {
 		return false
 	}
 	f.up = up.TCPConn
-	if most := f.verdict.uploads(); most > 0 {
-		f.meter = &meter{f: f, to: f.up, left: most}
-	}
+	f.meter = &meter{f: f, to: f.up, most: f.verdict.uploads()}
 	return true
 }
 
@@ -557,6 +585,10 @@ func (f *flow) connected(up *dialed) bool {
 func (f *flow) end(reason policy.Reason, detail string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.endLocked(reason, detail)
+}
+
+func (f *flow) endLocked(reason policy.Reason, detail string) {
 	if f.cut == "" {
 		f.cut, f.detail = reason, detail
 	}
@@ -603,6 +635,8 @@ func (f *flow) close() {
 	f.c.Close()
 	f.mu.Lock()
 	up := f.up
+	f.served = false
+	f.watchIdle()
 	f.mu.Unlock()
 	if up != nil {
 		up.Close()
@@ -620,6 +654,10 @@ func (f *flow) unname() {
 func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail string) control.Record {
 	f.mu.Lock()
 	addr, where, would, generation := f.addr, f.verdict.where, f.verdict.would, f.verdict.generation
+	var sent int64
+	if f.meter != nil {
+		sent = f.meter.sent.Load()
+	}
 	f.mu.Unlock()
 	r := control.Record{
 		Verdict: verdict, Proto: f.proto, Host: f.target.name(), Port: f.target.port,
@@ -634,7 +672,7 @@ func (f *flow) record(verdict control.Verdict, reason policy.Reason, detail stri
 		r.Addr = f.dst
 	}
 	if verdict != control.Allow && verdict != control.Refuse {
-		r.Sent, r.Got, r.Lasted = f.sent, f.got, time.Since(f.started)
+		r.Sent, r.Got, r.Lasted = sent, f.got, time.Since(f.started)
 	}
 	return r
 }

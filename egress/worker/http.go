@@ -427,8 +427,7 @@ func (f *flow) passRequests(br *bufio.Reader, h *head) *fault {
 }
 
 func (f *flow) writeHead(h *head) error {
-	n, err := f.way(f.up).Write(h.appendTo(make([]byte, 0, 1024), f.target))
-	f.sent += int64(n)
+	_, err := f.way(f.up).Write(h.appendTo(make([]byte, 0, 1024), f.target))
 	return err
 }
 
@@ -444,8 +443,7 @@ func (f *flow) writeBody(br *bufio.Reader, h *head) (*fault, bool) {
 		return nil, err == nil
 	}
 	w := httputil.NewChunkedWriter(f.way(f.up))
-	n, err := io.Copy(w, httputil.NewChunkedReader(br))
-	f.sent += n
+	_, err := io.Copy(w, httputil.NewChunkedReader(br))
 	if err == nil {
 		err = skipTrailer(br)
 	}
@@ -476,11 +474,8 @@ func (f *flow) writeLength(br *bufio.Reader, n int64) error {
 	held, _ := br.Peek(int(min(n, int64(br.Buffered()))))
 	m, err := f.way(f.up).Write(held)
 	br.Discard(m)
-	f.sent += int64(m)
 	if rest := n - int64(len(held)); err == nil && rest > 0 {
-		m, cerr := io.CopyN(f.way(f.up), f.c, rest)
-		f.sent += m
-		return cerr
+		_, err = io.CopyN(f.way(f.up), f.c, rest)
 	}
 	return err
 }
@@ -531,14 +526,13 @@ func (f *flow) awaitSwitch(back *source) (bool, error) {
 // passSwitched passes what is no longer HTTP.
 func (f *flow) passSwitched(br *bufio.Reader) {
 	rest, _ := br.Peek(br.Buffered())
-	n, err := f.way(f.up).Write(rest)
-	f.sent += int64(n)
+	_, err := f.way(f.up).Write(rest)
 	src, serr := newSource(f.c)
 	if err != nil || serr != nil {
 		f.abort()
 		return
 	}
-	f.sent += f.pass(f.up, src)
+	f.pass(f.up, src)
 }
 
 // refuseNext lets the server finish what it owes, then refuses the request

@@ -3,6 +3,7 @@ package worker
 import (
 	"errors"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"syscall"
@@ -100,28 +101,43 @@ func (f *flow) pass(dst *net.TCPConn, s *source) int64 {
 	defer s.release()
 	var n int64
 	to := f.way(dst)
-	for n < spliceAfter || to != dst {
-		if len(s.buf) == 0 {
-			if _, err := s.more(copySize); err != nil {
+	for most := int64(spliceAfter); ; most = math.MaxInt64 {
+		for n < most {
+			if len(s.buf) == 0 {
+				if _, err := s.more(copySize); err != nil {
+					f.ended(dst, s.c, err)
+					return n
+				}
+			}
+			m, err := to.Write(s.buf)
+			s.release()
+			n += int64(m)
+			if err != nil {
 				f.ended(dst, s.c, err)
 				return n
 			}
 		}
-		m, err := to.Write(s.buf)
-		s.release()
-		n += int64(m)
-		if err != nil {
-			f.ended(dst, s.c, err)
-			return n
+		m, bounded, err := splice(to, s.c)
+		n += m
+		if bounded {
+			continue // through our hands from here on
 		}
+		if err == nil {
+			err = io.EOF
+		}
+		f.ended(dst, s.c, err)
+		return n
 	}
-	m, err := dst.ReadFrom(s.c)
-	n += m
-	if err == nil {
-		err = io.EOF
+}
+
+// splice has the kernel move the bytes of src to its end, or until there is a
+// bound for them.
+func splice(to carrier, src *net.TCPConn) (n int64, bounded bool, err error) {
+	if m, ok := to.(*meter); ok {
+		return m.splice(src)
 	}
-	f.ended(dst, s.c, err)
-	return n
+	n, err = to.ReadFrom(src)
+	return n, false, err
 }
 
 // ended carries the end of one direction on. The end of src is told to dst; a

@@ -291,10 +291,17 @@ func (s *server) apply(m *control.Rules) error {
 // returns how many. It comes again by itself when a rule expires.
 func (s *server) recheck() int {
 	r, now := s.rules.Load(), time.Now()
-	cut := 0
-	for _, f := range s.flows.all() {
-		if f.recheck(r, now) {
+	cut, kept := 0, 0
+	for _, f := range s.flows.all() { // the oldest first: they keep their places
+		switch {
+		case f.recheck(r, now):
 			cut++
+		case !f.isOpen():
+		case kept >= r.flows():
+			f.end(policy.TooMany, fmt.Sprintf("egress.defaults.max_connections: %d", r.flows()))
+			cut++
+		default:
+			kept++
 		}
 	}
 	s.expiryMu.Lock()
