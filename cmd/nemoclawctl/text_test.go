@@ -32,7 +32,7 @@ func TestTerminalIsSafe(t *testing.T) {
 	refused.Dst = &audit.Endpoint{Hostname: nasty, Port: 443}
 	refused.Rule = &audit.Rule{Name: nasty}
 	refused.Unmapped.Detail = nasty
-	refused.Actor = &audit.Actor{Process: audit.Process{Name: nasty, File: &audit.File{Path: nasty}, Args: nasty}}
+	refused.Actor = &audit.Actor{Process: audit.Process{Name: nasty, File: &audit.File{Path: nasty}}}
 	ended := audit.NewChange("web", audit.KindWorker, "worker ended: "+nasty)
 	for _, e := range []any{refused, ended} {
 		line, err := json.Marshal(e)
@@ -50,14 +50,14 @@ func TestTerminalIsSafe(t *testing.T) {
 		}
 	}
 
-	pending := control.Pending{Host: nasty, Process: &control.Process{Exe: nasty, Args: []string{nasty, "\U0001d11e"}}}
+	pending := control.Pending{Host: nasty, Process: &control.Process{Exe: nasty, Ancestors: []string{nasty, "\U0001d11e"}}}
 	out.Reset()
 	if err := printJSON(&out, pending); err != nil {
 		t.Fatal(err)
 	}
 	safe("JSON", out.String())
 	var back control.Pending
-	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Host != strings.ToValidUTF8(nasty, "\ufffd") || back.Process.Args[1] != "\U0001d11e" {
+	if err := json.Unmarshal([]byte(out.String()), &back); err != nil || back.Host != strings.ToValidUTF8(nasty, "\ufffd") || back.Process.Ancestors[1] != "\U0001d11e" {
 		t.Errorf("the JSON means %+v, %v", back, err)
 	}
 	out.Reset()

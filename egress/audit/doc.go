@@ -10,7 +10,7 @@
 // for what Landlock and seccomp refused, Device Config State Change (5019) for
 // everything said about the sandbox itself. What OCSF has no word for stands under "unmapped". A line is
 // printable ASCII: everything else is escaped, because agents choose host names
-// and arguments, and terminals obey escape sequences and bidirectional marks.
+// and those of programs, and terminals obey escape sequences and bidirectional marks.
 //
 // # Chain
 //

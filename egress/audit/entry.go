@@ -115,13 +115,13 @@ type Actor struct {
 	Process Process `json:"process"`
 }
 
-// Process is a program in the sandbox. Its name and arguments are its own
-// claim; the file is the kernel's word.
+// Process is a program in the sandbox. Its name is its own claim; the file is the
+// kernel's word. Its arguments are not kept: they hold passwords and addresses
+// with what was asked for.
 type Process struct {
 	PID  int    `json:"pid"`
 	Name string `json:"name,omitempty"`
 	File *File  `json:"file,omitempty"`
-	Args string `json:"cmd_line,omitempty"`
 	User *User  `json:"user,omitempty"`
 	// Container is which one it lives in, of those behind the gateway.
 	Container *Container `json:"container,omitempty"`

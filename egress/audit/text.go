@@ -80,7 +80,6 @@ func (p *Process) text(b []byte) []byte {
 	if p.File != nil {
 		b = append(quoted(b, `,"file":{"path":`, p.File.Path), '}')
 	}
-	b = maybe(b, `,"cmd_line":`, p.Args)
 	if p.User != nil {
 		b = append(quoted(b, `,"user":{"uid":`, p.User.UID), '}')
 	}

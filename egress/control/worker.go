@@ -133,7 +133,6 @@ type Process struct {
 	Name      string   `json:"name"`
 	Exe       string   `json:"exe"`
 	UID       uint32   `json:"uid"`
-	Args      []string `json:"args,omitempty"`      // claimed by the program itself
 	Ancestors []string `json:"ancestors,omitempty"` // executables, nearest first
 }
 

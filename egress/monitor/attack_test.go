@@ -55,7 +55,7 @@ func TestWorkersWordsAreBounded(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	var p pendings
 	p.add(&control.Record{Host: "api.example.org", Port: 1, Reason: "not-listed", Request: long, Process: &control.Process{
-		Name: long, Exe: long, Args: []string{long}, Ancestors: strings.Split(strings.Repeat(long+" ", 20), " "),
+		Name: long, Exe: long, Ancestors: strings.Split(strings.Repeat(long+" ", 20), " "),
 	}}, "not-listed", time.Now())
 	if n := len(fmt.Sprint(p.list[0], *p.list[0].Process)); n > 8<<10 {
 		t.Errorf("a pending decision takes %d bytes", n)

@@ -381,7 +381,7 @@ func FuzzRecord(f *testing.F) {
 	f.Fuzz(func(t *testing.T, verdict, host, proto, detail, name string, n int64) {
 		line := network("web", &control.Record{
 			Verdict: control.Verdict(verdict), Host: host, Proto: proto, Detail: detail, Sent: n, Got: n, Lasted: time.Duration(n),
-			Process: &control.Process{Name: name, Exe: detail, Args: []string{detail, name}, Ancestors: []string{name, detail}},
+			Process: &control.Process{Name: name, Exe: detail, Ancestors: []string{name, detail}},
 		})
 		if line.ActionID != 1 && line.ActionID != 2 {
 			t.Errorf("action %d", line.ActionID)
@@ -389,8 +389,8 @@ func FuzzRecord(f *testing.F) {
 		if line.ActionID == 1 && outcomes[control.Verdict(verdict)].action != 1 {
 			t.Errorf("the verdict %q passes for allowed", verdict)
 		}
-		if len(line.Unmapped.Detail) > maxText || len(line.Actor.Process.Args) > maxArgs {
-			t.Errorf("text of %d and %d bytes is kept", len(line.Unmapped.Detail), len(line.Actor.Process.Args))
+		if len(line.Unmapped.Detail) > maxText || len(line.Actor.Process.Name) > maxHost {
+			t.Errorf("text of %d and %d bytes is kept", len(line.Unmapped.Detail), len(line.Actor.Process.Name))
 		}
 	})
 }

@@ -1,12 +1,10 @@
 package monitor
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -23,10 +21,9 @@ const (
 	maxWait = 100 * time.Millisecond
 	// maxQuestions is the length of the queue.
 	maxQuestions = 256
-	maxArgCount  = 32
-	// fresh is how long what was read of a process, its ancestors and its
-	// command line stands for it, unless it executes another program: programs
-	// open connections in bursts, and reading it all is half of their cost.
+	// fresh is how long what was read of a process and its ancestors stands for
+	// it, unless it executes another program: programs open connections in
+	// bursts, and reading it all is half of their cost.
 	fresh = 100 * time.Millisecond
 	// maxKnown is how many processes are known at once; then all are forgotten.
 	maxKnown = 256
@@ -274,7 +271,7 @@ func as(p *control.Process, uid uint32, unsure string) *control.Process {
 
 // read reads what is known of a process by itself.
 func (o *owners) read(pid int, st stat) *control.Process {
-	p := &control.Process{PID: pid, Name: st.name, Exe: exe(pid), Args: args(pid)}
+	p := &control.Process{PID: pid, Name: st.name, Exe: exe(pid)}
 	if o.whose != nil {
 		p.Container = o.whose(pid)
 	}
@@ -292,21 +289,4 @@ func (o *owners) read(pid int, st stat) *control.Process {
 func exe(pid int) string {
 	name, _ := linkOf(pid, "exe")
 	return name
-}
-
-// args reads the command line, which is the program's own claim.
-func args(pid int) []string {
-	b, err := readProc("/proc/"+strconv.Itoa(pid)+"/cmdline", make([]byte, maxArgs))
-	if err != nil || len(b) == 0 {
-		return nil
-	}
-	b = bytes.TrimRight(b, "\x00")
-	var list []string
-	for arg := range bytes.SplitSeq(b, []byte{0}) {
-		if len(list) == maxArgCount {
-			break
-		}
-		list = append(list, string(arg))
-	}
-	return list
 }

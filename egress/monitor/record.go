@@ -3,7 +3,6 @@ package monitor
 import (
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -17,7 +16,6 @@ import (
 const (
 	maxHost = 255
 	maxText = 1024
-	maxArgs = 1024
 	maxKin  = 16 // ancestors
 )
 
@@ -209,7 +207,6 @@ func actor(p *control.Process) *audit.Actor {
 	a := &audit.Actor{Process: audit.Process{
 		PID:  p.PID,
 		Name: clip(p.Name, maxHost),
-		Args: clip(strings.Join(p.Args, " "), maxArgs),
 		User: &audit.User{UID: strconv.FormatUint(uint64(p.UID), 10)},
 	}}
 	if p.Container != "" {
