@@ -98,6 +98,37 @@ func TestDecisions(t *testing.T) {
 	e.explain(b)
 }
 
+// Whoever goes away while his connection waits, makes room at once and is shown so.
+func TestHoldCancelled(t *testing.T) {
+	e := publicEcho(t)
+	b := newBox(t)
+	b.policy(e.policy(e.Uplink(), "echo.good.example 7000") + "  defaults: {on_unlisted: hold, hold: 5m}\n")
+	main := b.up()
+	second := b.exec()
+	for _, k := range []*talk{main, second} {
+		k.want("ok", "open live public.example:7000")
+		b.await("a connection that waits", func(l line) bool { return l.More.Verdict == "hold" })
+	}
+	second.want("ok", "say live hello")
+	waitFor(t, func() bool { _, waiting := b.request("public.example"); return waiting == 2 })
+	second.end() // the process ends, and its socket with it
+	b.await("its end", func(l line) bool { return l.More.Verdict == "refuse" && l.More.Reason == "cancelled" })
+	if _, waiting := b.request("public.example"); waiting != 1 {
+		t.Errorf("%d connections wait, want 1", waiting)
+	}
+	b.decides("is allowed until the sandbox ends", "approve", b.id, "public.example:7000") // the other has waited all the time
+	main.want("ok", "say live hello")
+
+	third := b.exec()
+	third.want("ok", "open live other.example:7000")
+	b.await("a connection that waits", func(l line) bool { return l.More.Verdict == "hold" && l.Dst.Hostname == "other.example" })
+	third.end()
+	b.await("its end", func(l line) bool { return l.More.Reason == "cancelled" && l.Dst.Hostname == "other.example" })
+	if got := b.ctl("pending"); !strings.Contains(got.stdout, "cancelled") {
+		t.Errorf("pending does not say that it was cancelled: %s", got)
+	}
+}
+
 // With on_unlisted: hold, a program waits for the operator and is never told no
 // if he says yes.
 func TestHold(t *testing.T) {

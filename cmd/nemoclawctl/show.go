@@ -227,8 +227,11 @@ func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
 
 // waits tells how many connections wait for a decision, and for how long yet.
 func waits(p control.Pending) string {
-	if p.Waiting == 0 || p.Until == nil {
-		return "-"
+	switch {
+	case p.Waiting > 0 && p.Until != nil:
+		return fmt.Sprintf("%d, %s", p.Waiting, max(0, time.Until(*p.Until)).Round(time.Second))
+	case p.Cancelled:
+		return "cancelled"
 	}
-	return fmt.Sprintf("%d, %s", p.Waiting, max(0, time.Until(*p.Until)).Round(time.Second))
+	return "-"
 }

@@ -72,6 +72,9 @@ type Pending struct {
 	// Waiting connections are let through if they are approved before Until.
 	Waiting int        `json:"waiting,omitempty"`
 	Until   *time.Time `json:"until,omitempty"` // of the latest
+	// Cancelled tells that the latest attempt waited, and that its program went
+	// away before it was decided.
+	Cancelled bool `json:"cancelled,omitempty"`
 }
 
 // Decision is an operator's word about a host and port.

@@ -120,6 +120,7 @@ func (g *Grant) Spent() bool { return g.Counted && g.Uses <= 0 }
 type Whois struct {
 	N       uint64   `json:"n"`
 	Process *Process `json:"process,omitempty"` // nil: not found
+	Gone    bool     `json:"gone,omitempty"`    // nobody holds the program's end any more
 }
 
 // Process is who opened a connection.

@@ -8,26 +8,28 @@ import (
 
 // Connections of programs.
 const (
-	Flows         = 1024
-	Refusals      = 128
-	Held          = 64
-	Sniff         = 300 * time.Millisecond
-	Polite        = 200 * time.Millisecond
-	Drain         = 5 * time.Second
-	Owner         = 250 * time.Millisecond
-	Recheck       = time.Second
-	Head          = 64 << 10
-	Hello         = 64 << 10
-	HelloRecords  = 2048
-	Dial          = 15 * time.Second
-	Stagger       = 250 * time.Millisecond
-	Family        = 250 * time.Millisecond
-	Addresses     = 32
-	ResolverNames = 4096
-	Query         = 2 * time.Second
-	KeepIdle      = 60 * time.Second
-	EngineDials   = 8
-	EngineTTL     = 2 * time.Second
+	Flows          = 1024
+	Refusals       = 128
+	Held           = 64
+	HoldsPerSecond = 20
+	HalfClosed     = time.Second
+	Sniff          = 300 * time.Millisecond
+	Polite         = 200 * time.Millisecond
+	Drain          = 5 * time.Second
+	Owner          = 250 * time.Millisecond
+	Recheck        = time.Second
+	Head           = 64 << 10
+	Hello          = 64 << 10
+	HelloRecords   = 2048
+	Dial           = 15 * time.Second
+	Stagger        = 250 * time.Millisecond
+	Family         = 250 * time.Millisecond
+	Addresses      = 32
+	ResolverNames  = 4096
+	Query          = 2 * time.Second
+	KeepIdle       = 60 * time.Second
+	EngineDials    = 8
+	EngineTTL      = 2 * time.Second
 )
 
 // DNS.
@@ -102,6 +104,8 @@ var Table = []Group{
 		{"bytes that a program sends on one connection: `max_upload`", "none", "", "the byte beyond ends the connection: `upload-limit`; after a reload what was sent before counts"},
 		{"time without a byte in either direction: `idle_timeout`", "none", "", "the connection is reset: `idle`; after a reload those that are open too"},
 		{"connections that wait for the operator at once", Held, "", "those beyond are refused"},
+		{"connections that begin to wait in a second", HoldsPerSecond, "", "those beyond are refused; as many as may wait may come at once"},
+		{"time between looks whether a program that shut its half, and waits, is there", HalfClosed, "", "one that is gone is `cancelled`; one that closes is at once"},
 		{"time that a connection waits for the operator: `egress.defaults.hold`", Hold, "", "it is refused; the policy may say less"},
 		{"refused connections that are answered politely at once", Refusals, "", "those beyond are reset at once, and recorded"},
 		{"time for a refused program to show its protocol", Sniff, "", "it is reset"},

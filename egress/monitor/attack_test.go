@@ -228,7 +228,7 @@ func TestHoldingIsNotConnecting(t *testing.T) {
 	to := listenPort(t, s)
 	program := group.start(t, s, "connect", "127.0.0.1:"+to)
 	src, dst := netip.MustParseAddrPort(program.said), netip.MustParseAddrPort("127.0.0.1:"+to)
-	if p := o.ask(src, dst); p == nil || p.PID != program.Process.Pid || p.Unsure != "" {
+	if p, _ := o.ask(src, dst); p == nil || p.PID != program.Process.Pid || p.Unsure != "" {
 		t.Errorf("seen, it belongs to %+v", p)
 	}
 	var cookie uint64
@@ -236,14 +236,14 @@ func TestHoldingIsNotConnecting(t *testing.T) {
 	for all := o.hook.seen.Iterate(); all.Next(&cookie, &c); {
 		s.must(o.hook.seen.Delete(&cookie))
 	}
-	if p := o.ask(src, dst); p != nil && p.Unsure == "" { // a search may also find nobody in its time
+	if p, _ := o.ask(src, dst); p != nil && p.Unsure == "" { // a search may also find nobody in its time
 		t.Errorf("crowded out, it belongs to %+v", p)
 	}
 	// Of a container that cannot be watched, who holds a socket is all there is.
 	if o.watch(cgroups, 1<<30) == nil || o.seesAll {
 		t.Error("a container that is not there is watched")
 	}
-	if p := o.ask(src, dst); p != nil && p.Unsure == "it was not seen to connect" {
+	if p, _ := o.ask(src, dst); p != nil && p.Unsure == "it was not seen to connect" {
 		t.Errorf("searched for, it belongs to %+v", p)
 	}
 }
@@ -283,7 +283,7 @@ func TestOwnerWithoutAFirstThread(t *testing.T) {
 				s.must(o.watch(cgroups, group.start(t, s, "init").Process.Pid))
 			}
 			program := group.start(t, s, "headless", "127.0.0.1:"+to)
-			p := o.ask(netip.MustParseAddrPort(program.said), dst)
+			p, _ := o.ask(netip.MustParseAddrPort(program.said), dst)
 			if how == "searched for" && p == nil {
 				return // its descriptors cannot be listed: nobody's is no allowed program's
 			}

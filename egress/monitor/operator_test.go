@@ -295,6 +295,18 @@ func TestPendingThatWaits(t *testing.T) {
 		t.Errorf("what would be refused: %+v", p)
 	}
 
+	// Whose program has gone away is told from what was refused.
+	gone := rec(control.Refuse, "r5")
+	gone.Reason = "cancelled"
+	w.record(rec(control.Hold, "r5"), gone)
+	if p := list(); len(p) != 2 || p[1].Waiting != 0 || !p[1].Cancelled || p[1].Reason != "not-listed" || p[1].Count != 1 {
+		t.Errorf("whose program went away: %+v", p)
+	}
+	w.record(rec(control.Refuse, "r6"))
+	if p := list(); p[1].Cancelled || p[1].Count != 2 {
+		t.Errorf("it was refused again: %+v", p)
+	}
+
 	// With the worker, all who wait are gone.
 	w.record(rec(control.Hold, "r4"))
 	w.kill()

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -46,7 +47,7 @@ func (m *Monitor) answerQuestions(conn *control.Conn) chan<- question {
 		for q := range questions {
 			whois := control.Whois{N: q.N}
 			if time.Since(q.asked) < maxWait {
-				whois.Process = m.owners.ask(q.Src, q.Dst)
+				whois.Process, whois.Gone = m.owners.ask(q.Src, q.Dst)
 			}
 			_ = conn.Send(control.ToWorker{Process: &whois}) // its end shows in Recv
 		}
@@ -153,26 +154,30 @@ func (o *owners) close() {
 // find returns the process that connected src to dst, for the log, or nil if it
 // cannot be found before the deadline.
 func (o *owners) find(src, dst netip.AddrPort, deadline time.Time) *control.Process {
-	return o.lookup(src, dst, false, deadline)
+	p, _ := o.lookup(src, dst, false, deadline)
+	return p
 }
 
 // ask does the same for a decision: nothing is taken as known, and a search
-// goes on until it is certain that there is one owner.
-func (o *owners) ask(src, dst netip.AddrPort) *control.Process {
+// goes on until it is certain that there is one owner. It also tells whether the
+// socket is gone.
+func (o *owners) ask(src, dst netip.AddrPort) (p *control.Process, gone bool) {
 	return o.lookup(src, dst, true, time.Now().Add(scanBudget))
 }
 
-func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Time) *control.Process {
+// lookup finds a socket and whose it is. It is gone once no descriptor refers to
+// it: the kernel then tells no inode, or knows of none.
+func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Time) (p *control.Process, gone bool) {
 	if o == nil {
-		return nil
+		return nil, false
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	sock, err := o.diag.lookup(src, dst)
 	if err != nil {
-		return nil
+		return nil, errors.Is(err, unix.ENOENT)
 	}
-	return o.ofSocket(sock, thorough, deadline)
+	return o.ofSocket(sock, thorough, deadline), sock.inode == 0
 }
 
 // sender returns the process that sent a datagram from src to dst, for the log

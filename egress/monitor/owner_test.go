@@ -53,7 +53,11 @@ func TestOwner(t *testing.T) {
 				program.end()
 			}
 			patient := time.Now().Add(patience)
-			for i, p := range []*control.Process{c.owners.find(src, dst, patient), c.owners.lookup(src, dst, true, patient)} {
+			asked, gone := c.owners.lookup(src, dst, true, patient)
+			if gone != c.ended {
+				t.Errorf("its socket is gone: %t", gone)
+			}
+			for i, p := range []*control.Process{c.owners.find(src, dst, patient), asked} {
 				switch what := []string{c.find, c.ask}[i]; {
 				case what == "-":
 					if p != nil {
@@ -71,7 +75,7 @@ func TestOwner(t *testing.T) {
 			}
 		})
 	}
-	if p := seen.ask(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:"+to)); p != nil {
+	if p, gone := seen.ask(netip.MustParseAddrPort("127.0.0.1:1"), netip.MustParseAddrPort("127.0.0.1:"+to)); p != nil || !gone {
 		t.Errorf("a connection that does not exist belongs to %+v", p)
 	}
 }

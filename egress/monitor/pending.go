@@ -43,6 +43,9 @@ func (p *pendings) add(r *control.Record, reason string, now time.Time) {
 	_, waited := p.held[clip(r.Request, maxHost)]
 	p.release(r.Request)
 	host, port := target(r)
+	if i := p.index(host, port); waited && i >= 0 && p.list[i].Request == r.Request {
+		p.list[i].Cancelled = policy.Reason(reason) == policy.Cancelled
+	}
 	if known, err := normal(host); err != nil || known != host || port == 0 || !approvable(reason) {
 		return // it is no name that could be approved, whatever a worker says
 	}
@@ -53,6 +56,7 @@ func (p *pendings) add(r *control.Record, reason string, now time.Time) {
 	e := p.entry(host, port, now)
 	e.Reason, e.Request, e.Last = clip(reason, maxHost), clip(r.Request, maxHost), now
 	e.Count += max(r.Count, 1)
+	e.Cancelled = false
 	if r.Process != nil {
 		e.Process = brief(r.Process)
 	}

@@ -146,7 +146,7 @@ func (s *server) enter(f *flow) bool { return s.flows.add(f, s.rules.Load().flow
 // identify learns whose connection this is, for rules that depend on it. It
 // takes a round trip; f.mu must not be held.
 func (f *flow) identify() {
-	p := f.owner()
+	p := f.owner().Process
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = true
@@ -195,6 +195,12 @@ func (s *server) conclude(f *flow, known bool) {
 // decline refuses politely where there is room, else at once.
 func (s *server) decline(f *flow) {
 	f.waited()
+	if f.verdict.reason == policy.Cancelled { // there is nobody to be told
+		s.records.note(f.record(control.Refuse, policy.Cancelled, ""))
+		f.unname()
+		reset(f.c)
+		return
+	}
 	if !s.refusals.take() {
 		f.refuseAtOnce()
 		return
@@ -208,7 +214,7 @@ func (s *server) decline(f *flow) {
 
 // owner asks whose connection this is. It takes a round trip, and f.mu must not
 // be held: only where a rule depends on it.
-func (f *flow) owner() *control.Process { return f.s.asked.ask(f.s.ctx, f.src, f.dst) }
+func (f *flow) owner() control.Whois { return f.s.asked.ask(f.s.ctx, f.src, f.dst) }
 
 // admitDNS serves a connection that carries DNS.
 func (s *server) admitDNS(c *net.TCPConn) {

@@ -4,6 +4,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
 	"nemoclaw/egress/control"
 	"nemoclaw/specs/policy"
 )
@@ -14,17 +17,19 @@ type waiting struct {
 	mu      sync.Mutex
 	set     map[string]bool // by request
 	changed chan struct{}   // closed when other rules are in force
+	begin   *rate.Limiter   // nil: none has begun to wait
 }
 
-// enter has a request wait, unless too many do.
+// enter has a request wait, unless too many do, or came in a short time: each has
+// a line in the log when it begins and another when it ends.
 func (w *waiting) enter(request string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.set) >= maxHeld {
-		return false
-	}
 	if w.set == nil {
-		w.set = map[string]bool{}
+		w.set, w.begin = map[string]bool{}, rate.NewLimiter(holdsPerSecond, maxHeld)
+	}
+	if len(w.set) >= maxHeld || !w.begin.Allow() {
+		return false
 	}
 	w.set[request] = true
 	return true
@@ -90,6 +95,8 @@ func (s *server) hold(f *flow) bool {
 func (f *flow) await(patience time.Duration) (known bool) {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
+	left, stop := f.leaving()
+	defer stop()
 	for {
 		changed := f.s.waiting.next()
 		known = f.s.enter(f)
@@ -102,10 +109,56 @@ func (f *flow) await(patience time.Duration) (known bool) {
 		case <-changed:
 		case <-timer.C:
 			return false
+		case <-left:
+			f.mu.Lock()
+			f.verdict.reason = policy.Cancelled
+			f.mu.Unlock()
+			return false
 		case <-f.s.ctx.Done():
 			return false
 		}
 	}
+}
+
+// leaving returns what is closed when nobody holds the program's end of the
+// connection any more. Until stop has returned nobody else may read it, and
+// nothing is read here: what the program has said stays.
+//
+// A program that closes and one that only has no more to say look alike from
+// here; the kernel on its side can tell, and the monitor asks it.
+func (f *flow) leaving() (left <-chan struct{}, stop func()) {
+	gone, stopped, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		raw, err := f.c.SyscallConn()
+		if err != nil || raw.Read(hasEnd) != nil {
+			return
+		}
+		again := time.NewTicker(leftAgain)
+		defer again.Stop()
+		for !isReset(f.c) && !f.owner().Gone {
+			select {
+			case <-again.C:
+			case <-stopped:
+				return
+			}
+		}
+		close(gone)
+	}()
+	return gone, func() {
+		close(stopped)
+		f.c.SetReadDeadline(time.Unix(1, 0))
+		<-done
+		f.c.SetReadDeadline(time.Time{})
+	}
+}
+
+// hasEnd tells whether the other side of a connection has ended it, or its half
+// (tcp(7), TCP_INFO). As it reads nothing, it is called again whenever something
+// comes.
+func hasEnd(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State != tcpEstablished
 }
 
 // waited lets go of the place of a connection that waited.

@@ -1,6 +1,8 @@
 package worker
 
 import (
+	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -65,6 +67,99 @@ func TestHeldAreBounded(t *testing.T) {
 		if r := sb.record(); r.Verdict == control.Hold {
 			break
 		}
+	}
+}
+
+// A connection that waits and whose program goes away, by whatever end, makes room
+// at once, and the log says so.
+func TestHeldAndGone(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		end  func(*sandbox, *net.TCPConn)
+	}{
+		{"closed", func(sb *sandbox, c *net.TCPConn) { sb.set(func() { sb.gone = true }); c.Close() }},
+		{"closed after a request", func(sb *sandbox, c *net.TCPConn) {
+			sb.set(func() { sb.gone = true })
+			io.WriteString(c, "hello")
+			c.Close()
+		}},
+		{"reset", func(_ *sandbox, c *net.TCPConn) { c.SetLinger(0); c.Close() }},
+		{"half closed, and gone later", func(sb *sandbox, c *net.TCPConn) {
+			c.CloseWrite()
+			sb.wantNoDial()
+			sb.set(func() { sb.gone = true })
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sb := newSandbox(t, holding)
+			conn := sb.dial("db.example.com", 5432)
+			held := sb.wantRecords("hold tcp db.example.com:5432 not-listed")
+			c.end(sb, conn)
+			if r := sb.wantRecords("refuse tcp db.example.com:5432 cancelled"); r.Request != held.Request {
+				t.Errorf("%s waited and %s was cancelled", held.Request, r.Request)
+			}
+		})
+	}
+	t.Run("all of them", func(t *testing.T) {
+		sb := newSandbox(t, holding)
+		sb.set(func() { sb.gone = true })
+		var conns []*net.TCPConn
+		for range maxHeld {
+			conns = append(conns, sb.dial("db.example.com", 5432))
+			sb.wantRecords("hold tcp db.example.com:5432 not-listed")
+		}
+		for _, c := range conns {
+			c.Close()
+			sb.wantRecords("refuse tcp db.example.com:5432 cancelled")
+		}
+		for {
+			c := sb.dial("again.example.com", 5432)
+			r := sb.record()
+			if r.Verdict == control.Hold {
+				break
+			}
+			c.Close()
+		}
+	})
+}
+
+// A program that has said all that it will, and waits, is still there: what it
+// said is passed on when it is allowed.
+func TestHeldAndHalfClosed(t *testing.T) {
+	sb := newSandbox(t, holding)
+	sb.serve("db.example.com", "93.184.216.34:5432", echo)
+	c := sb.dial("db.example.com", 5432)
+	sb.wantRecords("hold tcp db.example.com:5432 not-listed")
+	io.WriteString(c, "hello")
+	c.CloseWrite()
+	for asked := 0; asked == 0; sb.set(func() { asked = sb.asked }) {
+		if len(sb.records) > 0 {
+			t.Fatalf("it is over: %s", told(sb.record()))
+		}
+	}
+	sb.apply(holding, control.Grant{ID: 1, Host: "db.example.com", Port: 5432, Allow: true})
+	if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
+		t.Errorf("it got %q, %v", got, err)
+	}
+	sb.wantRecords("allow tcp db.example.com:5432")
+}
+
+// How many begin to wait in a time is bounded: whoever comes and goes writes no
+// more into the log by it.
+func TestHeldAreBoundedInTime(t *testing.T) {
+	sb := newSandbox(t, holding)
+	sb.set(func() { sb.gone = true })
+	for n := 0; ; n++ {
+		if n == 10*maxHeld {
+			t.Fatal("all of them wait")
+		}
+		c := sb.dial("db.example.com", 5432)
+		r := sb.record()
+		c.Close()
+		if r.Verdict == control.Refuse {
+			break
+		}
+		sb.wantRecords("refuse tcp db.example.com:5432 cancelled")
 	}
 }
 

@@ -18,6 +18,11 @@ const (
 	// maxHeld is how many connections wait for the operator at once. Those
 	// beyond are refused.
 	maxHeld = limits.Held
+	// holdsPerSecond is how many may begin to. Those beyond are refused.
+	holdsPerSecond = limits.HoldsPerSecond
+	// leftAgain is the time between questions whether a program that has no more
+	// to say is still there to hear the answer.
+	leftAgain = limits.HalfClosed
 	// recheckTime is how long the clock may have been set to another time before
 	// rules that end by it are looked at again.
 	recheckTime = limits.Recheck

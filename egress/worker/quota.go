@@ -130,11 +130,11 @@ type meter struct {
 
 var errUploadLimit = errors.New("the program has sent all that it may")
 
-// bound is m.most.
-func (m *meter) bound() int64 {
+// count adds what was sent, and returns all of it and the bound.
+func (m *meter) count(n int64) (sent, most int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.most
+	return m.sent.Add(n), m.most
 }
 
 // limit makes most the bound from now on. f.mu is held.
@@ -153,20 +153,25 @@ func (m *meter) limit(most int64) {
 
 func uploadDetail(most int64) string { return fmt.Sprintf("max_upload: %d bytes", most) }
 
-// Write passes what is left of the allowance.
-func (m *meter) Write(b []byte) (int, error) {
-	most := m.bound()
-	left := int64(len(b))
-	if most > 0 {
-		left = min(left, max(0, most-m.sent.Load()))
+// Write passes what is left of the allowance, which may change meanwhile.
+func (m *meter) Write(b []byte) (written int, err error) {
+	sent, most := m.count(0)
+	for {
+		part := b[written:]
+		if most > 0 {
+			part = part[:min(int64(len(part)), max(0, most-sent))]
+		}
+		n, err := m.to.Write(part)
+		written += n
+		sent, most = m.count(int64(n))
+		switch {
+		case most > 0 && (sent > most || sent == most && written < len(b) && err == nil):
+			m.f.end(policy.UploadLimit, uploadDetail(most))
+			return written, errUploadLimit
+		case err != nil || written == len(b):
+			return written, err
+		}
 	}
-	n, err := m.to.Write(b[:left])
-	m.sent.Add(int64(n))
-	if err == nil && n < len(b) {
-		m.f.end(policy.UploadLimit, uploadDetail(most))
-		err = errUploadLimit
-	}
-	return n, err
 }
 
 // ReadFrom has the kernel move the bytes where no bound is in force.

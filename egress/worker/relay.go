@@ -169,8 +169,11 @@ func isReset(c *net.TCPConn) bool {
 	return gone
 }
 
-// tcpClose is TCP_CLOSE of the kernel's include/net/tcp_states.h.
-const tcpClose = 7
+// States of the kernel's include/net/tcp_states.h.
+const (
+	tcpEstablished = 1
+	tcpClose       = 7
+)
 
 // passing tells whether an error of accept(2) goes away by itself.
 func passing(err error) bool {

@@ -14,19 +14,19 @@ type asker struct {
 	conn    *control.Conn
 	mu      sync.Mutex
 	n       uint64
-	waiting map[uint64]chan *control.Process
+	waiting map[uint64]chan *control.Whois
 }
 
 func newAsker(conn *control.Conn) *asker {
-	return &asker{conn: conn, waiting: map[uint64]chan *control.Process{}}
+	return &asker{conn: conn, waiting: map[uint64]chan *control.Whois{}}
 }
 
-// ask returns the process that connected src to dst, or nil if the monitor does
-// not know it within whoTime.
-func (a *asker) ask(ctx context.Context, src, dst netip.AddrPort) *control.Process {
+// ask returns what the monitor knows of who connected src to dst; nothing, if it
+// does not answer within whoTime.
+func (a *asker) ask(ctx context.Context, src, dst netip.AddrPort) control.Whois {
 	ctx, cancel := context.WithTimeout(ctx, whoTime)
 	defer cancel()
-	answer := make(chan *control.Process, 1)
+	answer := make(chan *control.Whois, 1)
 	a.mu.Lock()
 	a.n++
 	n := a.n
@@ -34,13 +34,13 @@ func (a *asker) ask(ctx context.Context, src, dst netip.AddrPort) *control.Proce
 	a.mu.Unlock()
 	defer a.forget(n)
 	if err := a.conn.Send(control.ToMonitorFromWorker{Who: &control.Who{N: n, Src: src, Dst: dst}}); err != nil {
-		return nil
+		return control.Whois{}
 	}
 	select {
-	case p := <-answer:
-		return p
+	case w := <-answer:
+		return *w
 	case <-ctx.Done():
-		return nil
+		return control.Whois{}
 	}
 }
 
@@ -49,7 +49,7 @@ func (a *asker) answer(w *control.Whois) {
 	defer a.mu.Unlock()
 	if answer := a.waiting[w.N]; answer != nil {
 		delete(a.waiting, w.N)
-		answer <- w.Process
+		answer <- w
 	}
 }
 

@@ -31,7 +31,7 @@ func TestOwnerIsAsked(t *testing.T) {
 	}()
 	answers := make(chan *control.Process)
 	for range 2 {
-		go func() { answers <- (&flow{s: s}).owner() }()
+		go func() { answers <- (&flow{s: s}).owner().Process }()
 	}
 	for range 2 {
 		w := <-asked
@@ -46,7 +46,7 @@ func TestOwnerIsAsked(t *testing.T) {
 	silent, cancel := context.WithCancel(t.Context())
 	s.ctx = silent
 	go cancel()
-	if p := (&flow{s: s}).owner(); p != nil {
+	if p := (&flow{s: s}).owner().Process; p != nil {
 		t.Errorf("the owner is %+v", p)
 	}
 	if len(s.asked.waiting) != 0 {

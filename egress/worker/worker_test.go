@@ -44,6 +44,8 @@ type sandbox struct {
 	mu      sync.Mutex
 	fault   string                              // given to Written
 	owner   control.Process                     // of every connection
+	asked   int                                 // how often the worker asked for it
+	gone    bool                                // nobody holds the program's end
 	uses    map[uint64]int                      // left of counted grants
 	held    chan struct{}                       // if not nil, Written waits for it
 	far     chan struct{}                       // if not nil, what is dialed answers only then
@@ -149,7 +151,11 @@ func (sb *sandbox) obey(conn *control.Conn) {
 		case m.Applied != nil:
 			sb.applied <- *m.Applied
 		case m.Who != nil:
-			conn.Send(control.ToWorker{Process: &control.Whois{N: m.Who.N, Process: sb.whose()}})
+			sb.mu.Lock()
+			gone := sb.gone
+			sb.asked++
+			sb.mu.Unlock()
+			conn.Send(control.ToWorker{Process: &control.Whois{N: m.Who.N, Process: sb.whose(), Gone: gone}})
 		case m.Use != nil:
 			conn.Send(control.ToWorker{Used: sb.use(m.Use)})
 		case m.Records != nil:

@@ -198,6 +198,7 @@ const (
 	TooOften        Reason = "too-often"         // more connections in a time than the rule allows
 	UploadLimit     Reason = "upload-limit"      // the program sent all that max_upload lets it
 	Idle            Reason = "idle"              // no byte passed for the rule's idle_timeout
+	Cancelled       Reason = "cancelled"         // the program went away while its connection waited for the operator
 	Revoked         Reason = "revoked"           // a reload or a decision took the permission away
 	Unrecorded      Reason = "unrecorded"        // the audit log cannot be written
 	SearchDomain    Reason = "search-domain"     // a name below a search domain that no rule matches
@@ -208,4 +209,4 @@ const (
 func (r Reason) Known() bool { return slices.Contains(reasons, r) }
 
 var reasons = []Reason{NotListed, Denied, BadName, DirectAddress, WrongProgram, NoUplink, Forbidden, Private, NotTLS, NotHTTP, NameMismatch,
-	NoName, Malformed, Unresolvable, TooMany, TooOften, UploadLimit, Idle, Revoked, Unrecorded, SearchDomain, UnsupportedType}
+	NoName, Malformed, Unresolvable, TooMany, TooOften, UploadLimit, Idle, Cancelled, Revoked, Unrecorded, SearchDomain, UnsupportedType}
