@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/limits"
 )
 
 // tableName is the one nftables table of ours, in either namespace.
@@ -314,8 +316,9 @@ func uplinkChains(links []plugged, ingress string) []chain {
 	for _, l := range links {
 		from := words{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, is(expr.CmpOpEq, ifname(l.name))}
 		if admitted := knocks(ingress); admitted != nil {
-			pre.rule(from, tcp, admitted, fresh, toUs, setConnMark(l.mark()))
-			pre.rule(from, udp, admitted, fresh, toUs, setConnMark(l.mark()))
+			// TCP is told of at each change of its state, UDP at its first packet.
+			pre.rule(from, tcp, admitted, fresh, toUs, setConnMark(l.mark()), setEvents(eventProtoInfo|eventDestroy))
+			pre.rule(from, udp, admitted, fresh, toUs, setConnMark(l.mark()), setEvents(eventNew|eventDestroy))
 			pre.rule(from, connMarked(expr.CmpOpEq, l.mark()), original, setMark(l.mark()))
 		}
 		// An address of our own, so that the inner namespace needs no route out
@@ -341,6 +344,8 @@ func uplinkChains(links []plugged, ingress string) []chain {
 	for _, kind := range []byte{128, 134, 135, 136} {
 		in.rule(icmp6, icmpType(kind), accept) // echo request; router and neighbour discovery
 	}
+	in.rule(tcp, opening, toUs, counted, seldom, logged)
+	in.rule(udp, toUs, counted, seldom, logged)
 	in.rule(tcp, reset)
 	in.rule(udp, unreachable)
 
@@ -350,6 +355,17 @@ func uplinkChains(links []plugged, ingress string) []chain {
 }
 
 // The vocabulary. Register 1 holds what is looked at.
+
+// Bits of a connection's event mask (enum ip_conntrack_events): what the kernel
+// tells of it on netlink.
+const (
+	eventNew       = 1 << 0
+	eventDestroy   = 1 << 2
+	eventProtoInfo = 1 << 5
+)
+
+// refusedCounter counts what the uplink refused from outside.
+const refusedCounter = "refused"
 
 // An addressField is where an address stands in the IP header.
 type addressField struct {
@@ -439,6 +455,11 @@ var (
 	unreachable = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
 	prohibited  = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
 
+	// Each refusal is counted, and so many a second are told of.
+	counted = words{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: refusedCounter}}
+	seldom  = words{&expr.Limit{Type: expr.LimitTypePkts, Rate: limits.FoldKey, Unit: expr.LimitTimeSecond, Burst: limits.FoldKey}}
+	logged  = words{&expr.Log{Key: 1 << unix.NFTA_LOG_GROUP, Group: RefusedGroup}}
+
 	// opening is a TCP segment with SYN and without ACK: RFC 9293, 3.1.
 	opening = words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}}, is(expr.CmpOpEq, []byte{0x02})}
@@ -487,6 +508,12 @@ func setMark(m uint32) words {
 
 func setConnMark(m uint32) words {
 	return words{&expr.Immediate{Register: 1, Data: native(m)}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+// setEvents says what the kernel tells of the connection, whatever the sysctl
+// nf_conntrack_events is (Linux 5.19).
+func setEvents(mask uint32) words {
+	return words{&expr.Immediate{Register: 1, Data: native(mask)}, &expr.Ct{Key: expr.CtKeyEVENTMASK, Register: 1, SourceRegister: true}}
 }
 
 // target puts an address into register 1 and a port into register 2.

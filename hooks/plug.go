@@ -109,8 +109,8 @@ func (m *move) run(ingress string) error {
 	for _, step := range []func() error{
 		m.pull,
 		m.makeStandins,
-		m.tune,
 		func() error { return m.loadRules(ingress) },
+		m.tune,
 		m.address,
 		m.raise,
 		m.route,
@@ -242,9 +242,15 @@ func (m *move) makeStandins() error {
 	return nil
 }
 
-// tune writes the settings of the moved links and of the stand-ins' ends.
+// tune writes the settings of connection tracking, of the moved links and of the
+// stand-ins' ends.
 func (m *move) tune() error {
 	err := In(m.uplink.ns, func() error {
+		for _, s := range tracking { // the rules have loaded it
+			if err := writeSysctl(s.name, s.value); err != nil && !errors.Is(err, os.ErrNotExist) { // built without
+				return err
+			}
+		}
 		for _, c := range m.cables {
 			if err := writeTunables(c.name, c.tunables); err != nil {
 				return err

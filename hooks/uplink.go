@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -26,12 +27,21 @@ const (
 	uplinkAlias = "nemoclaw uplink"
 	// markBase plus a stand-in's number is the firewall mark of its inbound
 	// flows and the routing table that leads to it.
-	markBase = 0x6e00
+	markBase = InboundMark
 	// maxLinks is the number of stand-ins: the last byte of an address.
 	maxLinks = 254
 	// steeringTable is a routing table of ours in the inner namespace, and
 	// its rule's preference.
 	steeringTable = 1
+)
+
+// Connections that come in through an uplink have in its connection tracking a
+// mark that is InboundMark under InboundMask, and the kernel tells of them.
+// Packets that are refused there are logged to RefusedGroup of nfnetlink_log.
+const (
+	InboundMark  = 0x6e00
+	InboundMask  = 0xffffff00
+	RefusedGroup = 0x6e
 )
 
 // plugged is an interface of the uplink and the number of its stand-in.
@@ -521,6 +531,7 @@ func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err e
 	}
 	chains := uplinkChains(links, ingress)
 	fill := func(t *nftables.Table) error {
+		c.AddObj(&nftables.CounterObj{Table: t, Name: refusedCounter})
 		if len(ports) > 0 {
 			if err := c.AddSet(portsSet(), ports); err != nil {
 				return err
@@ -538,4 +549,34 @@ func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err e
 		return false, fmt.Errorf("cannot load the uplink's rules: %w", err)
 	}
 	return first, nil
+}
+
+// Refused is how many packets of connections from outside the uplink refused
+// since it was asked last, or since its rules were loaded anew.
+func Refused(uplink *os.File) (uint64, error) {
+	c, err := nftables.New(nftables.WithNetNSFd(int(uplink.Fd())))
+	if err != nil {
+		return 0, fmt.Errorf("cannot count refused connections: %w", err)
+	}
+	o, err := c.ResetObject(&nftables.NamedObj{Table: table(), Name: refusedCounter, Type: nftables.ObjTypeCounter})
+	if err != nil {
+		return 0, fmt.Errorf("cannot count refused connections: %w", err)
+	}
+	if named, ok := o.(*nftables.NamedObj); ok {
+		if n, ok := named.Obj.(*expr.Counter); ok {
+			return n.Packets, nil
+		}
+	}
+	return 0, errors.New("cannot count refused connections: the kernel's answer is none")
+}
+
+// tracking are settings of connection tracking in an uplink: connections are
+// counted and have a time, and of none is told but where a rule says so. One
+// begins with its first packet and no other: what comes late for one that is
+// over does not look like a new one.
+var tracking = []struct{ name, value string }{
+	{"netfilter/nf_conntrack_acct", "1"},
+	{"netfilter/nf_conntrack_timestamp", "1"},
+	{"netfilter/nf_conntrack_events", "0"},
+	{"netfilter/nf_conntrack_tcp_loose", "0"},
 }
