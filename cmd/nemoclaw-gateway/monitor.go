@@ -45,15 +45,17 @@ func runMonitor(dir string) error {
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
 	m := &monitor.Monitor{
-		Dir:    dir,
-		Worker: []string{"/proc/self/exe", "worker"},
-		Listen: hooks.Listen,
-		Engine: new(hooks.Engine).Dial,
-		Unplug: hooks.Unplug,
-		Return: hooks.Return,
-		Follow: hooks.Follow,
-		Cgroup: "/sys/fs/cgroup",
-		Reader: []string{"/proc/self/exe", "denials"},
+		Dir:     dir,
+		Worker:  []string{"/proc/self/exe", "worker"},
+		Listen:  hooks.Listen,
+		Engine:  new(hooks.Engine).Dial,
+		Unplug:  hooks.Unplug,
+		Return:  hooks.Return,
+		Follow:  hooks.Follow,
+		Inbound: hearInbound,
+		Refused: hooks.Refused,
+		Cgroup:  "/sys/fs/cgroup",
+		Reader:  []string{"/proc/self/exe", "denials"},
 	}
 	return m.Run(ctx, conn, reload)
 }

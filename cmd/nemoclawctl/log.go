@@ -176,6 +176,13 @@ func showText(w io.Writer, line []byte) error {
 // networkText is one decision: what, where, by which rule, who.
 func networkText(n *audit.Network) string {
 	words := []string{fmt.Sprintf("%-7s", n.Unmapped.Verdict), place(n.Dst) + packet(n.Connection)}
+	if isInbound(n) {
+		from := "outside"
+		if n.Src != nil {
+			from = place(n.Src)
+		}
+		words = append(words, "from "+from)
+	}
 	if n.Unmapped.Would != "" {
 		words = append(words, "(not enforced: "+n.Unmapped.Would+")")
 	}
@@ -205,6 +212,11 @@ func networkText(n *audit.Network) string {
 		words = append(words, "-- "+n.Unmapped.Detail)
 	}
 	return cell(strings.Join(words, " "))
+}
+
+// isInbound tells whether somebody outside opened the connection.
+func isInbound(n *audit.Network) bool {
+	return n.Connection != nil && n.Connection.DirectionID == audit.Inbound
 }
 
 // deniedText is one denial of layer 1 or 2: the right and the path, or the

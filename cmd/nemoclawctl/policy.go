@@ -191,15 +191,16 @@ func bool2int(b bool) int {
 	return 0
 }
 
-// replay puts one line to the policy. Lines that are no decisions, and refusals
-// that no rule has a say in, say nothing about it.
+// replay puts one line to the policy. Lines that are no decisions, those about
+// connections from outside, and refusals that no rule has a say in, say nothing
+// about it.
 func (t *tested) replay(p *policy.Policy, line []byte, seen map[difference]*difference) error {
 	var base audit.Base
 	if json.Unmarshal(line, &base) != nil || base.ClassUID != 4001 {
 		return nil
 	}
 	var n audit.Network
-	if err := json.Unmarshal(line, &n); err != nil || n.Dst == nil || n.Dst.Port == 0 {
+	if err := json.Unmarshal(line, &n); err != nil || n.Dst == nil || n.Dst.Port == 0 || isInbound(&n) {
 		return nil
 	}
 	allowed := n.Unmapped.Verdict == "allow" && n.Unmapped.Would == ""

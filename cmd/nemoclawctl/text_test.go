@@ -70,6 +70,26 @@ func TestTerminalIsSafe(t *testing.T) {
 	}
 }
 
+// A connection from outside is shown with who called, and allowed ones do not
+// stand in anybody's way.
+func TestInboundIsShown(t *testing.T) {
+	for _, c := range []struct {
+		line, want string
+		passing    bool
+	}{
+		{`"src_endpoint":{"ip":"203.0.113.9","port":2001},"dst_endpoint":{"ip":"172.17.0.2","port":80},"traffic":{"bytes_in":300,"bytes_out":4000},"unmapped":{"verdict":"end"}`,
+			"end     172.17.0.2:80 from 203.0.113.9:2001 sent 4000 got 300 bytes", true},
+		{`"count":80,"firewall_rule":{"name":"network.ingress: none"},"unmapped":{"verdict":"refuse","reason":"ingress"}`,
+			"refuse  ? from outside ingress (80 times) by network.ingress: none", false},
+	} {
+		line := []byte(`{"class_uid":4001,"connection_info":{"direction_id":1},` + c.line + `}`)
+		var out strings.Builder
+		if err := showText(&out, line); err != nil || !strings.HasSuffix(out.String(), "  "+c.want+"\n") || passing(line) != c.passing {
+			t.Errorf("%s is shown as %q, %v, passing %v", line, out.String(), err, passing(line))
+		}
+	}
+}
+
 // A process is one line of letters, whatever it is called, and shows whether it
 // may be another.
 func TestWho(t *testing.T) {

@@ -93,8 +93,9 @@ type Network struct {
 	Connection    *Connection `json:"connection_info,omitempty"`
 	Rule          *Rule       `json:"firewall_rule,omitempty"`
 	Traffic       *Traffic    `json:"traffic,omitempty"`
-	Duration      int64       `json:"duration,omitempty"` // milliseconds
-	Count         int         `json:"count,omitempty"`    // attempts folded into this line
+	StartTime     int64       `json:"start_time,omitempty"` // milliseconds since 1970
+	Duration      int64       `json:"duration,omitempty"`   // milliseconds
+	Count         int         `json:"count,omitempty"`      // attempts folded into this line
 	Unmapped      NetworkMore `json:"unmapped"`
 }
 
@@ -155,25 +156,35 @@ type Endpoint struct {
 	Port     uint16 `json:"port,omitempty"`
 }
 
-// Connection is the protocol, outbound.
+// Connection is the protocol, and who called whom.
 type Connection struct {
 	ProtocolName string `json:"protocol_name"`
 	ProtocolNum  int    `json:"protocol_num"` // 6 TCP, 17 UDP; OtherProtocol
-	DirectionID  int    `json:"direction_id"` // 2: outbound
+	DirectionID  int    `json:"direction_id"` // Inbound or Outbound
 }
 
 // OtherProtocol is the number of several protocols, or of one that is not known.
 const OtherProtocol = -1
+
+// Directions of a Connection (OCSF direction_id), seen from the sandbox.
+const (
+	Inbound  = 1
+	Outbound = 2
+)
 
 // Rule is what decided: file:line, "grant" or "built-in".
 type Rule struct {
 	Name string `json:"name"`
 }
 
-// Traffic is counted from the sandbox's side, in bytes.
+// Traffic is counted from the sandbox's side. Of connections that the gateway
+// carries it is what programs sent and got; of inbound ones, which the kernel
+// counts, it is whole IP packets.
 type Traffic struct {
-	In  int64 `json:"bytes_in"`  // to the program
-	Out int64 `json:"bytes_out"` // from the program
+	In         int64 `json:"bytes_in"`              // to the program
+	Out        int64 `json:"bytes_out"`             // from the program
+	PacketsIn  int64 `json:"packets_in,omitempty"`  // of inbound connections only
+	PacketsOut int64 `json:"packets_out,omitempty"` // likewise
 }
 
 // Activities of Denied (OCSF 1001 and 1003 activity_id).

@@ -44,7 +44,17 @@ func (n *Network) text(b []byte) []byte {
 	}
 	if t := n.Traffic; t != nil {
 		b = number(b, `,"traffic":{"bytes_in":`, t.In)
-		b = append(number(b, `,"bytes_out":`, t.Out), '}')
+		b = number(b, `,"bytes_out":`, t.Out)
+		if t.PacketsIn != 0 {
+			b = number(b, `,"packets_in":`, t.PacketsIn)
+		}
+		if t.PacketsOut != 0 {
+			b = number(b, `,"packets_out":`, t.PacketsOut)
+		}
+		b = append(b, '}')
+	}
+	if n.StartTime != 0 {
+		b = number(b, `,"start_time":`, n.StartTime)
 	}
 	if n.Duration != 0 {
 		b = number(b, `,"duration":`, n.Duration)

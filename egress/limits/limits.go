@@ -57,6 +57,15 @@ const (
 	Sync      = 100 * time.Millisecond
 )
 
+// Connections from outside.
+const (
+	Inbound       = 1024
+	InboundLines  = 100
+	InboundFolds  = 64
+	InboundTick   = time.Second
+	InboundLinger = 5 * time.Second
+)
+
 // The operator's side.
 const (
 	Pending  = 500
@@ -148,6 +157,15 @@ var Table = []Group{
 		{"line", Line, "bytes", "its connection is refused"},
 		{"room that is kept on the disk", Reserve, "bytes", "without room every connection is refused: `unrecorded`"},
 		{"time that a line may be in the kernel only", Sync, "", "it is brought to the disk"},
+	}},
+	{"Connections from outside", []Limit{
+		{"connections that have lines of their own at once", Inbound, "", "those beyond are lines with a count, and pass all the same: the policy's `network.ingress` decides about them, and the container's own limits"},
+		{"such connections that begin in a second", InboundLines, "", "those beyond are one line with a count for each port, and so are their ends, with the bytes of all"},
+		{"that find nobody, in a second", FoldKey, "", "those beyond are one line with a count for each port"},
+		{"that `network.ingress` refuses in a second, of TCP and of UDP each", FoldKey, "", "those beyond are one line with a count"},
+		{"ports that are told apart while counting", InboundFolds, "", "those beyond share one line"},
+		{"time after the end of a connection of TCP before its last line", InboundLinger, "", "its last packets are in it; what comes later is refused"},
+		{"time after which what was counted is a line", InboundTick, "", "so is what the kernel says it could not tell us"},
 	}},
 	{"Operators", []Limit{
 		{"hosts and ports that are pending", Pending, "", "the one that was tried longest ago is forgotten"},

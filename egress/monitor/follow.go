@@ -81,4 +81,5 @@ func (m *Monitor) replugged(ctx context.Context, links []string) {
 	if _, err := m.put(func(r *rules) { r.links, r.plugged = links, len(links) > 0 }); err != nil {
 		m.note(err.Error())
 	}
+	m.inbound.begin(m, len(links))
 }

@@ -41,6 +41,7 @@ type snapshot struct {
 	size      int64
 	lag       time.Duration
 	dns       map[string]uint64
+	inbound   inboundCounts
 }
 
 // decided is what decisions are counted by.
@@ -59,6 +60,17 @@ var metrics = []metric{
 	{"nemoclaw_bytes_total", "counter", "Bytes of connections that have ended, by direction as the sandbox sees it.", func(s *snapshot) []sample {
 		return []sample{{[]string{"direction", "out"}, float64(s.sent)}, {[]string{"direction", "in"}, float64(s.got)}}
 	}},
+	{"nemoclaw_inbound_connections_total", "counter", "Connections from outside, and their ends, by verdict and reason.", func(s *snapshot) (list []sample) {
+		for d, n := range s.inbound.decisions {
+			list = append(list, sample{[]string{"verdict", d.verdict, "reason", d.reason}, float64(n)})
+		}
+		return list
+	}},
+	{"nemoclaw_inbound_connections_open", "gauge", "Connections from outside that are open now.", one(func(s *snapshot) float64 { return float64(s.inbound.open) })},
+	{"nemoclaw_inbound_bytes_total", "counter", "Bytes of IP packets of connections from outside that have ended, by direction as the sandbox sees it.", func(s *snapshot) []sample {
+		return []sample{{[]string{"direction", "out"}, float64(s.inbound.sent)}, {[]string{"direction", "in"}, float64(s.inbound.got)}}
+	}},
+	{"nemoclaw_inbound_lost_total", "counter", "Messages of the kernel about connections from outside that were lost.", one(func(s *snapshot) float64 { return float64(s.inbound.lost) })},
 	{"nemoclaw_dns_questions_total", "counter", "Questions of the sandbox, by the answer.", func(s *snapshot) []sample { return by("answer", s.dns) }},
 	{"nemoclaw_policy_generation", "gauge", "Generation of the rules in force.", one(func(s *snapshot) float64 { return float64(s.status.Generation) })},
 	{"nemoclaw_policy_fault", "gauge", "1 while the policy file is not in force as it stands.", one(func(s *snapshot) float64 { return truth(s.status.PolicyFault != "") })},
@@ -206,7 +218,7 @@ func (m *Monitor) askCounts() {
 
 func (m *Monitor) snapshot() *snapshot {
 	m.askCounts()
-	s := &snapshot{status: m.status(), grants: len(m.ledger.grants()), size: m.log.End().Offset, lag: m.log.Lag()}
+	s := &snapshot{status: m.status(), grants: len(m.ledger.grants()), size: m.log.End().Offset, lag: m.log.Lag(), inbound: m.inbound.counts()}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := &m.tally

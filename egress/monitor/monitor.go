@@ -15,6 +15,7 @@ import (
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/control"
 	"nemoclaw/egress/limits"
+	"nemoclaw/egress/netfilter"
 	"nemoclaw/specs/policy"
 )
 
@@ -57,6 +58,12 @@ type Monitor struct {
 	// is called once the program runs, and only where the engine's links are
 	// the way out. Nil: the first links are all.
 	Follow func(ctx context.Context, inner, uplink *os.File, ingress string, moved func([]string, error)) error
+	// Inbound begins to hear of connections that come in through the uplink, and
+	// of those that are refused there; either may be nil, with the reason. It is
+	// called once there is a link to come in by. Nil: they are not recorded.
+	Inbound func(uplink *os.File) (*netfilter.Flows, *netfilter.Refusals, error)
+	// Refused is how many packets were refused there since it was called last.
+	Refused func(uplink *os.File) (uint64, error)
 	// Cgroup is where the monitor and its worker make a cgroup of their own,
 	// e.g. /sys/fs/cgroup. Empty: they stay where they are.
 	Cgroup string
@@ -78,6 +85,7 @@ type Monitor struct {
 	watch     *watcher
 	cgroup    *cgroup
 	follow    follower
+	inbound   inbound
 
 	members   members
 	observers observers
@@ -386,6 +394,7 @@ func (m *Monitor) end(t *tasks, cancel context.CancelFunc) {
 	cancel()
 	<-t.workerDone
 	m.watch.wait()
+	m.inbound.end()
 	m.observeNoMore()
 	if err := m.log.Append(m.change(audit.KindEnd, "sandbox ended")); err != nil {
 		m.note(err.Error())

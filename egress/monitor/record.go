@@ -197,7 +197,7 @@ func connection(r *control.Record) *audit.Connection {
 	if !known {
 		number = audit.OtherProtocol
 	}
-	return &audit.Connection{ProtocolName: clip(r.Proto, maxHost), ProtocolNum: number, DirectionID: 2}
+	return &audit.Connection{ProtocolName: clip(r.Proto, maxHost), ProtocolNum: number, DirectionID: audit.Outbound}
 }
 
 func actor(p *control.Process) *audit.Actor {

@@ -85,6 +85,7 @@ func (m *Monitor) started(s *control.Started) error {
 	if err != nil {
 		return fmt.Errorf("cannot start: %w", err)
 	}
+	m.inbound.begin(m, len(links))
 	m.follow.begin(m)
 	m.observers.await()
 	return nil
