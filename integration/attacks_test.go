@@ -84,6 +84,8 @@ var attacks = []attack{
 	{59, "connections that wait, to keep others' out of sight", []string{"egress/monitor TestWaitingEnds", "egress/worker TestHeldAreBounded"}, ""},
 	{60, "the looks of an allowed program", []string{"egress/monitor TestOwnerIsNotTakenForGranted", "egress/monitor TestHoldingIsNotConnecting"}, "Be another program than it looks"},
 	{61, "the addresses of a gateway that was lost", []string{"integration TestRepairWithoutItsAddresses"}, "Take the place of a lost gateway"},
+	{62, "calling in, and being answered, unseen", []string{"integration TestLaw4InboundConnectionsAreRecorded", "integration TestEveryPacketIsExplained", "integration TestInboundRefusalsAreRecorded"}, "law 7 does not hold for it"},
+	{63, "a crowd of calls", []string{"egress/monitor TestInboundFlood", "egress/monitor TestInboundTableIsBounded", "integration TestInboundFlood"}, "Be called in a crowd"},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

@@ -627,6 +627,9 @@ func ended(pidfd int) bool {
 	return false
 }
 
+// inbound is the direction of connections from outside.
+const inbound = 1
+
 // line is one line of the audit log.
 type line struct {
 	Message string
@@ -634,8 +637,19 @@ type line struct {
 		Hostname, IP string
 		Port         int
 	} `json:"dst_endpoint"`
-	Rule  struct{ Name string } `json:"firewall_rule"`
-	Actor struct {
+	Src struct {
+		IP   string
+		Port int
+	} `json:"src_endpoint"`
+	Traffic struct {
+		In         int `json:"bytes_in"`
+		Out        int `json:"bytes_out"`
+		PacketsIn  int `json:"packets_in"`
+		PacketsOut int `json:"packets_out"`
+	}
+	Duration int
+	Rule     struct{ Name string } `json:"firewall_rule"`
+	Actor    struct {
 		Process struct {
 			PID       int
 			File      struct{ Path string }
@@ -643,15 +657,19 @@ type line struct {
 		}
 	}
 	Connection struct {
-		Name   string `json:"protocol_name"`
-		Number int    `json:"protocol_num"`
+		Name      string `json:"protocol_name"`
+		Number    int    `json:"protocol_num"`
+		Direction int    `json:"direction_id"`
 	} `json:"connection_info"`
 	More struct {
 		Verdict, Reason, Would, Detail, Kind, Prev, Unsure string
-		Generation                                         int
+		Generation, Count                                  int
 	} `json:"unmapped"`
-	Metadata struct{ Sequence int }
-	Count    int
+	Metadata struct {
+		UID      string
+		Sequence int
+	}
+	Count int
 }
 
 // audit is the log as it is now.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -27,6 +28,7 @@ type segment struct {
 	flags    byte // of TCP
 	sequence uint32
 	payload  []byte
+	size     int // of the packet, with its heads
 }
 
 const syn = 2 // the flag
@@ -42,7 +44,7 @@ func dissect(p []byte) (s segment, ours bool) {
 	switch {
 	case len(p) >= 24 && p[0]>>4 == 4:
 		h, end := int(p[0]&15)*4, int(binary.BigEndian.Uint16(p[2:]))
-		s.proto, s.payload = p[9], p[h:min(end, len(p))]
+		s.proto, s.payload, s.size = p[9], p[h:min(end, len(p))], end
 		s.from, s.to = netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[12:16])), 0), netip.AddrPortFrom(netip.AddrFrom4([4]byte(p[16:20])), 0)
 		if s.proto == unix.IPPROTO_IGMP {
 			return s, false
@@ -89,8 +91,8 @@ func (c *tap) segments() []segment {
 
 // Law 4, packet by packet: what is on the wire, in the uplink and on every
 // interface of the container's own is what the audit log tells of, connection by
-// connection and byte by byte. Beside it are questions for listed names, and the
-// two ends of what called in.
+// connection and byte by byte: what went out, and what came in, both ways. Beside
+// it are questions for listed names.
 func TestEveryPacketIsExplained(t *testing.T) {
 	e := newEarth(t)
 	b := newBox(t)
@@ -104,7 +106,7 @@ func TestEveryPacketIsExplained(t *testing.T) {
 	if got := b.start(); got.code != 0 {
 		t.Fatalf("start: %s", got)
 	}
-	var wire, uplink, inside tap
+	var wire, uplink, inside, came tap
 	out := func(c *tap) func(bool, []byte) {
 		return func(outgoing bool, p []byte) {
 			if outgoing {
@@ -113,6 +115,7 @@ func TestEveryPacketIsExplained(t *testing.T) {
 		}
 	}
 	e.must(e.Capture(wire.saw))
+	e.must(e.CaptureAt(e.Internet(), out(&came)))
 	e.must(e.CaptureAt(filepath.Join(b.gatewayDir(), "uplink"), out(&uplink)))
 	e.must(e.CaptureAt(inner, out(&inside)))
 
@@ -133,19 +136,25 @@ func TestEveryPacketIsExplained(t *testing.T) {
 		t.Errorf("who calls in hears %q, %v", said, err)
 	}
 	c.Close()
-	ends := 0
+	if _, err := e.Dial(netip.AddrPortFrom(world.PluggedAddr, 81)); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("nobody listens, and whoever calls hears %v", err)
+	}
+	ends, failed := 0, 0
 	b.await("the end of all connections", func(l line) bool {
-		if l.More.Verdict == "end" {
+		switch {
+		case l.Connection.Direction == inbound && l.More.Verdict == "fail":
+			failed++
+		case l.More.Verdict == "end":
 			ends++
 		}
-		return ends == 3*each
+		return ends == 3*each+1 && failed == 1
 	})
 
-	told := b.told(e)
+	told, calls := b.told(e)
 	for name, c := range map[string]*tap{"the wire": &wire, "the uplink": &uplink} {
 		carried, strange := map[netip.AddrPort]counted(nil), []segment(nil)
 		soon(func() bool { // a capture comes a little later than what it shows
-			carried, strange = c.count(told, called)
+			carried, strange = c.count(told, calls)
 			return maps.Equal(carried, told)
 		})
 		for _, s := range strange {
@@ -155,8 +164,19 @@ func TestEveryPacketIsExplained(t *testing.T) {
 			t.Errorf("%s carries %v, and the log tells of %v", name, carried, told)
 		}
 	}
+	var exchanged map[call]exchange
+	soon(func() bool {
+		exchanged = map[call]exchange{}
+		for at := range calls {
+			exchanged[at] = exchange{came.between(at.from, at.to), wire.between(at.to, at.from)}
+		}
+		return maps.Equal(exchanged, calls)
+	})
+	if len(calls) != 2 || !maps.Equal(exchanged, calls) {
+		t.Errorf("the wire carries of what called in %v, and the log tells of %v", exchanged, calls)
+	}
 	for _, s := range inside.segments() {
-		if s.proto != unix.IPPROTO_TCP || s.from != called {
+		if s.proto != unix.IPPROTO_TCP || s.from != called && s.from.Port() != 81 {
 			t.Errorf("a packet that the container itself sent outward: %s", s)
 		}
 	}
@@ -167,12 +187,12 @@ func TestEveryPacketIsExplained(t *testing.T) {
 
 // count is what went to each address that the log tells of, each packet counted
 // once however often it was sent, and what went elsewhere.
-func (c *tap) count(told map[netip.AddrPort]counted, called netip.AddrPort) (carried map[netip.AddrPort]counted, strange []segment) {
+func (c *tap) count(told map[netip.AddrPort]counted, calls map[call]exchange) (carried map[netip.AddrPort]counted, strange []segment) {
 	carried = map[netip.AddrPort]counted{}
 	seen := map[string]bool{}
 	for _, s := range c.segments() {
 		switch {
-		case s.from == called, s.to == called: // what called in
+		case s.proto == unix.IPPROTO_TCP && ofACall(s, calls):
 		case s.proto == unix.IPPROTO_UDP && s.to == netip.AddrPortFrom(world.Nameserver, 53) && asksForListed(s.payload):
 		case s.proto == unix.IPPROTO_TCP && told[s.to].connections > 0:
 			key := fmt.Sprint(s.from, s.to, s.sequence, s.flags&syn, len(s.payload))
@@ -200,27 +220,59 @@ func soon(is func() bool) {
 // counted is what went to one address.
 type counted struct{ connections, bytes int }
 
-// told is what the audit log says was sent, by its lines of ends.
-func (b *box) told(e *earth) map[netip.AddrPort]counted {
+// call is a connection from outside.
+type call struct{ from, to netip.AddrPort }
+
+// exchange is what went both ways of it.
+type exchange struct{ in, out volume }
+
+// volume is that of whole IP packets.
+type volume struct{ packets, bytes int }
+
+// callerInside is who calls of the first link seem to come from, inside.
+var callerInside = netip.MustParseAddr("169.254.77.1")
+
+// ofACall tells whether a packet that leaves the uplink belongs to a call: to the
+// caller, or onward to the container.
+func ofACall(s segment, calls map[call]exchange) bool {
+	for c := range calls {
+		if s.from == c.to && s.to == c.from || s.to == c.to && s.from == netip.AddrPortFrom(callerInside, c.from.Port()) {
+			return true
+		}
+	}
+	return false
+}
+
+// between is what went from one end to the other.
+func (c *tap) between(from, to netip.AddrPort) (v volume) {
+	for _, s := range c.segments() {
+		if s.from == from && s.to == to {
+			v = volume{v.packets + 1, v.bytes + s.size}
+		}
+	}
+	return v
+}
+
+// told is what the audit log says was sent, by its lines of ends, and what calls
+// it tells of.
+func (b *box) told(e *earth) (map[netip.AddrPort]counted, map[call]exchange) {
 	b.t.Helper()
-	sent := map[netip.AddrPort]counted{}
+	sent, calls := map[netip.AddrPort]counted{}, map[call]exchange{}
 	b.awaitLine("its last line", func(text json.RawMessage) bool {
 		var l line
-		var more struct {
-			Traffic struct {
-				Out int `json:"bytes_out"`
-			}
-		}
 		b.must(json.Unmarshal(text, &l))
-		b.must(json.Unmarshal(text, &more))
-		if l.More.Verdict == "end" {
+		switch {
+		case l.Connection.Direction == inbound && (l.More.Verdict == "end" || l.More.Verdict == "fail"):
+			from, to := l.ends()
+			calls[call{from, to}] = exchange{volume{l.Traffic.PacketsIn, l.Traffic.In}, volume{l.Traffic.PacketsOut, l.Traffic.Out}}
+		case l.More.Verdict == "end":
 			to := netip.AddrPortFrom(e.addr[l.Dst.Hostname], uint16(l.Dst.Port))
-			sent[to] = counted{sent[to].connections + 1, sent[to].bytes + more.Traffic.Out}
+			sent[to] = counted{sent[to].connections + 1, sent[to].bytes + l.Traffic.Out}
 		}
 		lines := b.audit()
 		return l.Metadata.Sequence == lines[len(lines)-1].Metadata.Sequence
 	})
-	return sent
+	return sent, calls
 }
 
 // asksForListed tells whether a packet is a question for a name of the policy.

@@ -163,7 +163,7 @@ func (e *earth) explain(b *box) {
 	e.t.Helper()
 	known := map[netip.AddrPort]bool{netip.AddrPortFrom(world.Nameserver, 53): true}
 	for _, l := range b.audit() {
-		if !slices.Contains([]string{"allow", "end", "cut", "fail"}, l.More.Verdict) {
+		if !slices.Contains([]string{"allow", "end", "cut", "fail"}, l.More.Verdict) || l.Connection.Direction == inbound {
 			continue
 		}
 		addr, err := netip.ParseAddr(l.Dst.IP)

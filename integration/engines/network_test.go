@@ -1,13 +1,17 @@
 package engines
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"nemoclaw/integration/world"
 )
@@ -126,6 +130,21 @@ func TestPublishedPorts(t *testing.T) {
 			}
 		})
 	}
+	t.Run("who called is in the audit log", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		about := func(ingress string, port int) string {
+			return fmt.Sprintf(`"port":%d},"connection_info":{"protocol_name":"tcp","protocol_num":6,"direction_id":1},"firewall_rule":{"name":"network.ingress: %s"},`, port, ingress)
+		}
+		for _, c := range []struct{ of, line string }{
+			{"server", `"src_endpoint":{"ip":"` + world.Router.String() + `",`},
+			{"server", `"dst_endpoint":{"ip":"` + ip(t, "server") + `",` + about("all", 80) + `"traffic":{"bytes_in":`},
+			{"server", about("all", 81) + `"traffic":{"bytes_in":60,"bytes_out":40,"packets_in":1,"packets_out":1},"unmapped":{`},
+			{"deaf", about("none", 80) + `"unmapped":{`},
+		} {
+			awaitLine(t, exec.CommandContext(ctx, filepath.Join(installed(), "nemoclawctl"), "log", "-f", "--json", id(t, c.of)), c.line)
+		}
+	})
 	t.Run("a sandbox does not reach another's", func(t *testing.T) {
 		if s := docker(t, "run", "--rm", "--runtime=nemoclaw", "busybox", "timeout", "5", "wget", "-qO-", "http://"+ip(t, "server")+"/"); s.code != 1 || !strings.Contains(s.err, "403 Forbidden") {
 			t.Error(s)

@@ -148,6 +148,41 @@ var networkVerbs = map[string]verb{
 		}
 		return "", err
 	},
+	// echo NETWORK ADDRESS: says what it hears to whoever says it, until the
+	// probe ends.
+	"echo": func(a []string) (string, error) {
+		if strings.HasPrefix(a[0], "udp") {
+			c, err := net.ListenPacket(a[0], a[1])
+			if err == nil {
+				held.Store(c, true)
+				go func() {
+					b := make([]byte, 2048)
+					for {
+						n, from, err := c.ReadFrom(b)
+						if err != nil {
+							return
+						}
+						c.WriteTo(b[:n], from)
+					}
+				}()
+			}
+			return "", err
+		}
+		l, err := net.Listen(a[0], a[1])
+		if err == nil {
+			held.Store(l, true)
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					go func() { io.Copy(c, c); c.Close() }()
+				}
+			}()
+		}
+		return "", err
+	},
 	"interfaces": func([]string) (string, error) {
 		links, err := net.Interfaces()
 		var names []string

@@ -266,9 +266,12 @@ func (w *World) ServeAddr(addr netip.Addr, port uint16, serve func(net.Conn)) er
 func (w *World) Start(cmd *exec.Cmd) error { return in(w.internet, cmd.Start) }
 
 // Dial connects from the internet to addr, as a stranger would.
-func (w *World) Dial(addr netip.AddrPort) (c net.Conn, err error) {
+func (w *World) Dial(addr netip.AddrPort) (net.Conn, error) { return w.DialBy("tcp", addr) }
+
+// DialBy is Dial by another protocol.
+func (w *World) DialBy(network string, addr netip.AddrPort) (c net.Conn, err error) {
 	err = in(w.internet, func() error {
-		c, err = net.Dial("tcp", addr.String())
+		c, err = net.Dial(network, addr.String())
 		return err
 	})
 	return c, err
