@@ -87,11 +87,10 @@ func hasIPv6() (bool, error) {
 
 // loadFence loads the whole table into the thread's namespace, in one batch.
 func loadFence(v6 bool) error {
-	c, err := nftables.New(nftables.AsLasting())
+	c, err := newBatch()
 	if err != nil {
-		return fmt.Errorf("cannot open a netlink socket: %w", err)
+		return fmt.Errorf("cannot write the fence's rules: %w", err)
 	}
-	defer c.CloseLasting()
 	t := c.CreateTable(table()) // the kernel's EEXIST fails the batch
 	own4, own6 := own(nil)
 	for _, s := range []struct {
@@ -103,7 +102,7 @@ func loadFence(v6 bool) error {
 		}
 	}
 	load(c, t, innerChains(v6))
-	if err := c.Flush(); errors.Is(err, unix.EEXIST) {
+	if err := c.commit(nil); errors.Is(err, unix.EEXIST) {
 		return ErrFenced
 	} else if err != nil {
 		return fmt.Errorf("cannot load the fence's rules: %w", err)

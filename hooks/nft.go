@@ -42,8 +42,8 @@ type words []expr.Any
 // rule appends a rule made of parts.
 func (c *chain) rule(parts ...words) { c.rules = append(c.rules, slices.Concat(parts...)) }
 
-// load queues chains, with their rules, for the next Flush.
-func load(c *nftables.Conn, t *nftables.Table, chains []chain) {
+// load queues chains, with their rules.
+func load(c *batch, t *nftables.Table, chains []chain) {
 	for _, ch := range chains {
 		kc := c.AddChain(&nftables.Chain{Name: ch.name, Table: t, Type: ch.kind, Hooknum: ch.hook, Priority: &ch.prio, Policy: &ch.policy})
 		for _, exprs := range ch.rules {

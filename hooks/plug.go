@@ -341,9 +341,9 @@ func (m *move) fillSets(flush bool) error {
 		addrs = append(addrs, c.own()...)
 	}
 	own4, own6 := own(addrs)
-	c, err := nftables.New(nftables.WithNetNSFd(int(m.inner.ns.Fd())))
+	c, err := newBatch()
 	if err != nil {
-		return fmt.Errorf("cannot open a netlink socket: %w", err)
+		return fmt.Errorf("cannot write the fence's sets: %w", err)
 	}
 	for _, s := range []struct {
 		set      *nftables.Set
@@ -356,7 +356,7 @@ func (m *move) fillSets(flush bool) error {
 			return fmt.Errorf("cannot write the fence's sets: %w", err)
 		}
 	}
-	if err := c.Flush(); err != nil {
+	if err := c.commit(m.inner.ns); err != nil {
 		return fmt.Errorf("cannot write the fence's sets: %w", err)
 	}
 	return nil

@@ -521,9 +521,9 @@ func writeTunables(name string, engine map[string]string) error {
 // socket that deleted something from closing until all processors have let go
 // of it (nf_tables, an RCU grace period).
 func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err error) {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
+	c, err := newBatch()
 	if err != nil {
-		return false, fmt.Errorf("cannot open a netlink socket: %w", err)
+		return false, fmt.Errorf("cannot write the uplink's rules: %w", err)
 	}
 	ports, err := ingressPorts(ingress)
 	if err != nil {
@@ -538,7 +538,7 @@ func loadUplink(ns *os.File, links []plugged, ingress string) (first bool, err e
 			}
 		}
 		load(c, t, chains)
-		return c.Flush()
+		return c.commit(ns)
 	}
 	err = fill(c.CreateTable(table()))
 	if first = err == nil; errors.Is(err, unix.EEXIST) {
