@@ -167,7 +167,7 @@ func startMonitor(program, dir string) (*control.Conn, error) {
 	defer theirs.Close()
 	cmd := exec.Command(program, "monitor", dir)
 	cmd.Dir = "/"
-	cmd.Env = []string{}
+	cmd.Env = []string{"GOMAXPROCS=1"} // until it has a worker: it starts beside init, on the same processors
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -237,8 +237,9 @@ func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, 
 }
 
 // Release is the last step before the program runs: the cable is moved, the
-// namespace is sealed and verified, and the gateway knows of it.
-func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
+// namespace is sealed and verified, and the gateway knows of it. One that was
+// lost is started again (Revive).
+func Release(program, dir string, inner *os.File, uplinkMode, ingress string) error {
 	links, err := Connect(dir, inner, uplinkMode, ingress)
 	if err != nil {
 		return err
@@ -259,7 +260,10 @@ func Release(dir string, inner *os.File, uplinkMode, ingress string) error {
 	// worked: neither need wait for the other.
 	told := make(chan error, 1)
 	go func() {
-		_, _, err := request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
+		_, err := Revive(program, dir)
+		if err == nil {
+			_, _, err = request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
+		}
 		told <- err
 	}()
 	return errors.Join(Seal(inner, ours), <-told)

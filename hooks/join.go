@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 
 	"github.com/google/nftables"
 
@@ -92,6 +91,6 @@ func Leave(dir string, box control.Box) error {
 // others reports whether a container lives behind a gateway besides that of
 // dir, by what is stored: its monitor does not answer.
 func others(dir, gateway string) bool {
-	alive, _ := survivors(gateway)
-	return slices.ContainsFunc(alive, func(s survivor) bool { return s.dir != dir })
+	alive, _ := survivors(gateway, dir)
+	return len(alive) > 0
 }

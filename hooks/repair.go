@@ -19,19 +19,22 @@ type survivor struct {
 	*control.Sandbox
 }
 
-// survivors are the containers behind a gateway, by what is stored of them.
-func survivors(gateway string) ([]survivor, error) {
-	all, err := control.Sandboxes(filepath.Dir(gateway))
-	if err != nil {
-		return nil, err
+// survivors are the containers behind a gateway, by what is stored of them, but
+// for the one of that state directory.
+func survivors(gateway, but string) ([]survivor, error) {
+	runDir := filepath.Dir(gateway)
+	entries, err := os.ReadDir(runDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("cannot list sandboxes: %w", err)
 	}
 	var found []survivor
-	for dir, s := range all {
-		at, err := os.Readlink(control.Gateway(dir))
-		if err != nil || at != gateway {
+	for _, e := range entries {
+		dir := filepath.Join(runDir, e.Name())
+		// The link first: what is stored is much to read.
+		if at, err := os.Readlink(control.Gateway(dir)); err != nil || at != gateway || dir == but {
 			continue
 		}
-		if Runs(s.InitPID, s.InitStart) {
+		if s, err := control.ReadSandbox(dir); err == nil && Runs(s.InitPID, s.InitStart) {
 			found = append(found, survivor{dir, s})
 		}
 	}
@@ -84,7 +87,7 @@ func Revive(program, dir string) (bool, error) {
 }
 
 func revive(program, gateway string) error {
-	alive, err := survivors(gateway)
+	alive, err := survivors(gateway, "")
 	if err != nil {
 		return err
 	}
@@ -225,7 +228,7 @@ func sweepGateway(gateway string) (removed bool, err error) {
 	if monitorRuns(gateway) {
 		return false, nil // since we looked
 	}
-	if alive, err := survivors(gateway); err != nil || len(alive) > 0 {
+	if alive, err := survivors(gateway, ""); err != nil || len(alive) > 0 {
 		return false, err // to be repaired
 	}
 	return true, Stop(gateway)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ func seal(inner, uplink *os.File, v6 bool) error {
 	if err := notOurs(inner); err != nil {
 		return err
 	}
+	compared := comparing(inner, v6)
+	defer compared()
 	err := In(inner, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -46,7 +49,15 @@ func seal(inner, uplink *os.File, v6 bool) error {
 	if err != nil {
 		return err
 	}
-	return verify(inner, uplink, v6)
+	return verify(inner, uplink, v6, compared)
+}
+
+// comparing compares the fence beside what else is done and looked at, none of
+// which changes its rules. The result waits for that.
+func comparing(inner *os.File, v6 bool) (result func() error) {
+	done := make(chan error, 1)
+	go func() { done <- compareIn(inner, innerChains(v6)) }()
+	return sync.OnceValue(func() error { return <-done })
 }
 
 // steer makes every address one of this machine's, so that what a program
@@ -91,7 +102,9 @@ func steeringRoutes(v6 bool) []netlink.Route {
 func Verify(inner, uplink *os.File) error {
 	v6, err := hasIPv6()
 	if err == nil {
-		err = verify(inner, uplink, v6)
+		compared := comparing(inner, v6)
+		err = verify(inner, uplink, v6, compared)
+		_ = compared() // it has been heard, or comes behind another fault
 	}
 	if err != nil {
 		return fmt.Errorf("cannot trust the network namespace: %w", err)
@@ -99,7 +112,7 @@ func Verify(inner, uplink *os.File) error {
 	return nil
 }
 
-func verify(innerNS, uplinkNS *os.File, v6 bool) error {
+func verify(innerNS, uplinkNS *os.File, v6 bool, compared func() error) error {
 	inner, err := openSide(innerNS)
 	if err != nil {
 		return err
@@ -119,7 +132,7 @@ func verify(innerNS, uplinkNS *os.File, v6 bool) error {
 	if err := noWayOut(inner, allowed, uplinkNS != nil); err != nil {
 		return err
 	}
-	if err := compareIn(innerNS, innerChains(v6)); err != nil {
+	if err := compared(); err != nil {
 		return err
 	}
 	return steered(inner, v6)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -72,7 +73,7 @@ func (r *Runtime) Run(id string, o RunOptions) (int, error) {
 	manager, err := listenNotify(n.dir)
 	if err == nil {
 		defer manager.Close()
-		err = r.release(id, n.ctr)
+		err = r.releaseNew(id, n.ctr)
 	}
 	if err != nil {
 		n.end()
@@ -120,10 +121,11 @@ type newborn struct {
 	stdio   *stdio
 	seal    *seal
 	gateway chan attached
-	inner   *os.File // nil until known
-	joins   string   // the state directory of the gateway that serves inner already; empty: none does
-	log     string   // the audit log
-	outlive string   // the path of a network namespace that was there before; empty: it is made now
+	inner   *os.File                 // nil until known
+	made    func() (*os.File, error) // waits for the namespace that is being made; nil: none is
+	joins   string                   // the state directory of the gateway that serves inner already; empty: none does
+	log     string                   // the audit log
+	outlive string                   // the path of a network namespace that was there before; empty: it is made now
 }
 
 // attached is how bringing up the gateway ended.
@@ -151,6 +153,8 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	if n.spec, bundle, err = loadBundle(o.Bundle); err != nil {
 		return nil, err
 	}
+	n.makeNetns()
+	defer n.closeInner()
 	io := stdioOptions{terminal: n.spec.Process.Terminal, detach: detach, consoleSocket: o.ConsoleSocket}
 	if err := io.check(); err != nil {
 		return nil, err
@@ -164,7 +168,6 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 	if err := r.joinNamespace(n); err != nil {
 		return nil, err
 	}
-	defer n.closeInner()
 
 	if n.ctr, err = r.newContainer(n, o); err != nil {
 		return nil, err
@@ -302,26 +305,50 @@ func Refused(err error) error {
 	return &hinted{fmt.Errorf("cannot confine the container: %s", strings.Join(why, "; ")), strings.Join(hints, "\n")}
 }
 
-// joinNamespace settles which network namespace the container gets. One of its
-// own is made here rather than by libcontainer, so that it can be fenced while
-// init is being set up; within a user namespace it must belong to that, and is
-// fenced once init has made it.
+// makeNetns makes a network namespace of the container's own, beside what is to
+// be judged first. It is made here rather than by libcontainer, so that it can be
+// fenced while init is being set up; within a user namespace it must belong to
+// that, and is fenced once init has made it.
+func (n *newborn) makeNetns() {
+	if n.spec.Linux == nil {
+		return
+	}
+	list := n.spec.Linux.Namespaces
+	at := slices.IndexFunc(list, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.NetworkNamespace })
+	if at < 0 || list[at].Path != "" || slices.ContainsFunc(list, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.UserNamespace }) {
+		return
+	}
+	type result struct {
+		ns  *os.File
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		ns, err := hooks.NewNetns()
+		done <- result{ns, err}
+	}()
+	n.made = sync.OnceValues(func() (*os.File, error) {
+		r := <-done
+		return r.ns, r.err
+	})
+}
+
+// joinNamespace settles which network namespace the container gets.
 func (r *Runtime) joinNamespace(n *newborn) (err error) {
 	if n.chosen.Unconfined {
 		return nil
 	}
 	at := slices.IndexFunc(n.spec.Linux.Namespaces, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.NetworkNamespace })
 	ns := &n.spec.Linux.Namespaces[at]
-	userns := slices.ContainsFunc(n.spec.Linux.Namespaces, func(ns oci.LinuxNamespace) bool { return ns.Type == oci.UserNamespace })
 	switch {
 	case ns.Path != "":
 		if err := n.takeOver(ns.Path, r.Settings.RunDir); err != nil {
 			return err
 		}
-	case userns:
+	case n.made == nil:
 		return nil
 	default:
-		if n.inner, err = hooks.NewNetns(); err != nil {
+		if n.inner, err = n.made(); err != nil {
 			return err
 		}
 	}
@@ -374,8 +401,10 @@ func notHost(ns *os.File) error {
 }
 
 func (n *newborn) closeInner() {
-	if n.inner != nil {
-		n.inner.Close()
+	n.inner.Close()
+	if n.made != nil {
+		ns, _ := n.made()
+		ns.Close() // it may not have been used
 	}
 }
 
@@ -515,6 +544,7 @@ func (n *newborn) confine(r *Runtime, bundle string, program []string) error {
 		}
 		n.bring(r)
 	}
+	n.moveCable()
 	kept, err := n.grantAll(pid, program)
 	if err != nil {
 		n.abort()
@@ -636,8 +666,26 @@ func hostUser(ctr *libcontainer.Container, p *oci.Process) (uid, gid int, err er
 	return uid, gid, nil
 }
 
-// commit waits for the gateway, moves the cable that the engine has plugged in
-// by now, and makes the gateway the container's.
+// moveCable moves the cable that the engine has plugged in by now, once the gateway
+// stands, beside what else is done.
+func (n *newborn) moveCable() {
+	if n.gateway == nil {
+		return // another container's, or none
+	}
+	up, done := n.gateway, make(chan attached, 1)
+	n.gateway = done
+	go func() {
+		a := <-up
+		if a.err != nil {
+			a.err = fmt.Errorf("cannot fence the container's network: %w", a.err)
+		} else if _, err := hooks.Connect(n.dir, n.inner, n.chosen.Network.Uplink, n.chosen.Network.Ingress); err != nil {
+			a.err = fmt.Errorf("cannot move the container's network interfaces: %w", err)
+		}
+		done <- a
+	}()
+}
+
+// commit waits for the gateway and makes it the container's.
 func (n *newborn) commit(pid int, notes []string) error {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
@@ -651,20 +699,13 @@ func (n *newborn) commit(pid int, notes []string) error {
 	}
 	a := <-n.gateway
 	n.gateway = nil
-	if a.err != nil {
-		return fmt.Errorf("cannot fence the container's network: %w", a.err)
+	if a.err == nil {
+		a.err = a.gateway.Commit(pid, init, n.seal.ruleset, notes)
 	}
-	fail := func(err error) error {
+	if a.err != nil && a.gateway != nil {
 		a.gateway.Abort()
-		return err
 	}
-	if _, err := hooks.Connect(n.dir, n.inner, n.chosen.Network.Uplink, n.chosen.Network.Ingress); err != nil {
-		return fail(fmt.Errorf("cannot move the container's network interfaces: %w", err))
-	}
-	if err := a.gateway.Commit(pid, init, n.seal.ruleset, notes); err != nil {
-		return fail(err)
-	}
-	return nil
+	return a.err
 }
 
 // join puts the container behind the gateway that serves its namespace.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sync"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
@@ -129,31 +130,11 @@ func hideENOENT(err error) string {
 // Start lets a created container's program run, once its layers 3 and 4 are
 // verified.
 func (r *Runtime) Start(id string) error {
-	ctr, err := r.Load(id)
-	if err != nil {
-		return err
-	}
-	status, err := ctr.Status()
-	if err != nil {
-		return err
-	}
-	switch status {
-	case libcontainer.Created:
-	case libcontainer.Stopped:
-		return errors.New("cannot start a container that has stopped")
-	case libcontainer.Running:
-		return errors.New("cannot start an already running container")
-	default:
-		return fmt.Errorf("cannot start a container in the %s state", status)
-	}
-	manager, err := listenNotify(r.Dir(id))
-	if err != nil {
+	manager, ctr, err := r.start(id)
+	if err != nil || manager == nil {
 		return err
 	}
 	defer manager.Close()
-	if err := r.release(id, ctr); err != nil {
-		return err
-	}
 	state, err := ctr.State()
 	if err != nil {
 		return err
@@ -161,34 +142,93 @@ func (r *Runtime) Start(id string) error {
 	return manager.forward(state.InitProcessPid)
 }
 
-// release opens the last gate: the namespace is sealed and verified, the
-// gateway decides, and only then init's fifo is opened. A gateway that was lost
-// since create is started again.
-func (r *Runtime) release(id string, ctr *libcontainer.Container) error {
+// start does it under the container's lock, and returns the socket by which the
+// program says that it is ready.
+func (r *Runtime) start(id string) (_ *notify, _ *libcontainer.Container, err error) {
+	unlock, err := r.lock(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer unlock()
+	stored := r.reading(id)
+	defer stored()
+	ctr, err := r.Load(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	status, err := ctr.Status()
+	if err != nil {
+		return nil, nil, err
+	}
+	switch status {
+	case libcontainer.Created:
+	case libcontainer.Stopped:
+		return nil, nil, errors.New("cannot start a container that has stopped")
+	case libcontainer.Running:
+		return nil, nil, errors.New("cannot start an already running container")
+	default:
+		return nil, nil, fmt.Errorf("cannot start a container in the %s state", status)
+	}
+	manager, err := listenNotify(r.Dir(id))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := r.release(ctr, stored); err != nil {
+		manager.Close()
+		return nil, nil, err
+	}
+	return manager, ctr, nil
+}
+
+// found is what sandbox returns.
+type found struct {
+	box    *control.Sandbox
+	policy *policy.Policy
+	err    error
+}
+
+// reading reads it beside what else is done.
+func (r *Runtime) reading(id string) (result func() found) {
+	done := make(chan found, 1)
+	go func() {
+		var s found
+		s.box, _, s.policy, s.err = r.sandbox(id)
+		done <- s
+	}()
+	return sync.OnceValue(func() found { return <-done })
+}
+
+// releaseNew is release for whoever has just created the container.
+func (r *Runtime) releaseNew(id string, ctr *libcontainer.Container) error {
 	unlock, err := r.lock(id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	s, _, p, err := r.sandbox(id)
-	if err != nil {
-		return err
+	return r.release(ctr, r.reading(id))
+}
+
+// release opens the last gate: the namespace is sealed and verified, the
+// gateway decides, and only then init's fifo is opened. A gateway that was lost
+// since create is started again. The caller holds the container's lock.
+func (r *Runtime) release(ctr *libcontainer.Container, stored func() found) error {
+	s := stored()
+	if s.err != nil {
+		return s.err
 	}
+	id, p := ctr.ID(), s.policy
 	if !p.Unconfined {
-		inner, err := r.innerOf(id, s)
+		inner, err := r.innerOf(id, s.box)
 		if err != nil {
 			return fmt.Errorf("cannot start %w", err)
 		}
 		defer inner.Close()
-		if _, err := hooks.Revive(r.Gateway, r.Dir(id)); err != nil {
-			return fmt.Errorf("cannot start container %s: %w", id, err)
-		}
-		if err := hooks.Release(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
+		if err := hooks.Release(r.Gateway, r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
 			return fmt.Errorf("cannot start container %s: network: %w", id, err)
 		}
 	}
-	s.Status = "started"
-	if err := control.WriteSandbox(r.Dir(id), s); err != nil {
+	s.box.Status = "started"
+	if err := control.WriteSandbox(r.Dir(id), s.box); err != nil {
 		return err
 	}
 	return ctr.Exec()

@@ -117,7 +117,7 @@ func (r *Runtime) repair(id string) (bool, error) {
 		return true, err
 	}
 	defer inner.Close()
-	if err := hooks.Release(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
+	if err := hooks.Release(r.Gateway, r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
 		return true, fmt.Errorf("cannot repair container %s: network: %w", id, err)
 	}
 	return true, nil

@@ -116,7 +116,7 @@ func start(t *testing.T) *gateway {
 	g.must(err)
 	defer ruleset.Close()
 	g.must(brought.Commit(g.init.Process.Pid, f, ruleset, nil))
-	g.must(hooks.Release(g.dir, inner, "auto", "all"))
+	g.must(hooks.Release(self, g.dir, inner, "auto", "all"))
 	return g
 }
 

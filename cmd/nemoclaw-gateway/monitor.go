@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	goruntime "runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -24,9 +23,7 @@ const monitorMemory = 64 << 20
 
 // runMonitor serves the sandbox whose state directory is dir until it ends.
 func runMonitor(dir string) error {
-
-	goruntime.GOMAXPROCS(2) // it answers one worker, one message after the other
-	debug.SetGCPercent(50)  // there is one monitor for each sandbox, and it idles
+	debug.SetGCPercent(50) // there is one monitor for each sandbox, and it idles
 	debug.SetMemoryLimit(monitorMemory)
 	dir, err := filepath.Abs(dir)
 	if err != nil {

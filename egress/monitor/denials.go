@@ -395,17 +395,22 @@ func (o *observer) end() {
 	}
 	o.cancel()
 	<-o.done
-	o.sweep()
+	var patience time.Duration
+	if wait {
+		patience = sweepWait
+	}
+	o.sweep(patience)
 }
 
-// sweep removes the socket and the cgroup of a reader if none runs.
-func (o *observer) sweep() {
+// sweep removes the socket and the cgroup of a reader if none runs; one that we
+// knew may be about to end.
+func (o *observer) sweep(patience time.Duration) {
 	if !control.SweepReader(o.runDir, 0) || o.cgroup == "" {
 		return
 	}
 	// One wait for all of them: the reader of another run directory may live
 	// there for long, and whoever deletes the sandbox waits for us.
-	deadline := time.Now().Add(sweepWait)
+	deadline := time.Now().Add(patience)
 	for _, h := range hierarchies(o.cgroup) {
 		dir := filepath.Join(h, cgroupParent, readerCgroup)
 		for errors.Is(unix.Rmdir(dir), unix.EBUSY) && time.Now().Before(deadline) {
