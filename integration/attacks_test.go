@@ -86,6 +86,7 @@ var attacks = []attack{
 	{61, "the addresses of a gateway that was lost", []string{"integration TestRepairWithoutItsAddresses"}, "Take the place of a lost gateway"},
 	{62, "calling in, and being answered, unseen", []string{"integration TestLaw4InboundConnectionsAreRecorded", "integration TestEveryPacketIsExplained", "integration TestInboundRefusalsAreRecorded"}, "law 7 does not hold for it"},
 	{63, "a crowd of calls", []string{"egress/monitor TestInboundFlood", "egress/monitor TestInboundTableIsBounded", "integration TestInboundFlood"}, "Be called in a crowd"},
+	{64, "thousands of sockets with one port, and a port that is left to another for the blame", []string{"egress/monitor TestPortsOfDatagrams"}, ""},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

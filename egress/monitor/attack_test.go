@@ -302,3 +302,35 @@ func ownMounts(t *testing.T) string {
 	}
 	return mounts
 }
+
+// Datagrams are told apart by their ports, which a program may give to others or
+// have thousands of sockets with. The log blames nobody for certain then, and the
+// monitor, whom every decision waits for, looks at no more than a few.
+func TestPortsOfDatagrams(t *testing.T) {
+	needFirstPIDs(t)
+	s := newSandbox(t)
+	group := newTestCgroup(t)
+	o := newTestOwners(t, s)
+	s.must(o.load())
+	s.must(o.watch(cgroups, group.start(t, s, "init").Process.Pid))
+	to := netip.MustParseAddrPort("127.0.0.1:9021")
+
+	guilty := group.start(t, s, "sendclose", to.String())
+	src := netip.MustParseAddrPort(guilty.said)
+	innocent := group.start(t, s, "bindsend", src.String())
+	if p := o.sender(src, to, time.Now().Add(patience)); p == nil || p.PID == innocent.Process.Pid && p.Unsure != notSeenToSend {
+		t.Errorf("what %d sent, and left its port to %d, is %+v's", guilty.Process.Pid, innocent.Process.Pid, p)
+	}
+
+	for _, at := range []string{"127.0.0.1:9022", "[::1]:9022"} {
+		crowd := group.start(t, s, "crowd", at)
+		p := o.sender(netip.MustParseAddrPort(at), to, time.Now().Add(patience))
+		if p == nil || p.Unsure != tooManySockets {
+			t.Errorf("of too many sockets at %s, %d's, one is %+v's", at, crowd.Process.Pid, p)
+		}
+	}
+	honest := group.start(t, s, "send", to.String()) // the answer that was not read to its end is in nobody's way
+	if p := o.sender(netip.MustParseAddrPort(honest.said), to, time.Now().Add(patience)); p == nil || p.PID != honest.Process.Pid || p.Unsure != "" {
+		t.Errorf("after that, what %d sends is %+v's", honest.Process.Pid, p)
+	}
+}

@@ -1,7 +1,9 @@
 package monitor
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -15,39 +17,52 @@ import (
 // diag asks a network namespace for its sockets (sock_diag(7)). It is for one
 // goroutine at a time.
 type diag struct {
+	ns  *os.File
 	fd  int // a NETLINK_SOCK_DIAG socket that was opened in the namespace
 	seq uint32
 	req [requestSize]byte
 	buf [8192]byte // the largest part of an answer (NLMSG_GOODSIZE of linux/netlink.h)
 }
 
-// newDiag opens the socket; sockets stay in the namespace of the thread that
-// made them.
+// newDiag opens the socket in ns, which it goes on using.
 func newDiag(ns *os.File) (*diag, error) {
-	d := new(diag)
-	done := make(chan error)
-	go func() {
-		goruntime.LockOSThread() // and never unlocked: the thread ends here
-		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			d.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
-		}
-		done <- err
-	}()
-	err := <-done
-	if err == nil {
-		// The kernel answers at once, or not at all.
-		timeout := unix.NsecToTimeval(scanBudget.Nanoseconds())
-		_ = unix.SetsockoptTimeval(d.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
-		err = unix.Connect(d.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	}
-	if err != nil {
+	d := &diag{ns: ns}
+	if err := d.open(); err != nil {
 		return nil, fmt.Errorf("cannot ask for the sandbox's sockets: %w", err)
 	}
 	return d, nil
 }
 
+// open opens a socket; sockets stay in the namespace of the thread that made
+// them.
+func (d *diag) open() error {
+	done := make(chan error)
+	go func() {
+		goruntime.LockOSThread() // and never unlocked: the thread ends here
+		err := unix.Setns(int(d.ns.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			d.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		d.fd = -1
+		return err
+	}
+	// The kernel answers at once, or not at all.
+	timeout := unix.NsecToTimeval(scanBudget.Nanoseconds())
+	_ = unix.SetsockoptTimeval(d.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	return unix.Connect(d.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+}
+
 func (d *diag) close() { unix.Close(d.fd) }
+
+// abandon ends an answer that has not ended: while it goes on, the kernel
+// refuses to begin another.
+func (d *diag) abandon() error {
+	d.close()
+	return d.open()
+}
 
 // socket is what the kernel knows of one.
 type socket struct {
@@ -79,6 +94,13 @@ const (
 	answerSize    = 72
 )
 
+// maxSockets is how many are listed for one port. A program may have as many as
+// it may have files open, and the monitor looks at each.
+const maxSockets = 32
+
+// errCrowd says that there are more.
+var errCrowd = errors.New("too many sockets have one port")
+
 // lookup asks for the one TCP socket whose local end is src and whose remote
 // end is dst (sock_diag(7)).
 func (d *diag) lookup(src, dst netip.AddrPort) (socket, error) {
@@ -99,20 +121,25 @@ func (d *diag) lookup(src, dst netip.AddrPort) (socket, error) {
 
 // datagrams returns the UDP sockets that may have sent a datagram from src to
 // dst; to a name server, if dst is invalid: the fence has changed to which. The
-// kernel compares the port alone.
-func (d *diag) datagrams(src, dst netip.AddrPort) (list []socket, err error) {
+// kernel compares the port alone. With errCrowd they are some of too many.
+func (d *diag) datagrams(src, dst netip.AddrPort) (list []answered, err error) {
+	crowded := false
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		found, err := d.ask(d.request(unix.NLM_F_REQUEST|unix.NLM_F_DUMP, family, unix.IPPROTO_UDP, src.Port()))
-		if err != nil {
+		if err != nil && err != errCrowd {
 			return nil, err
 		}
+		crowded = crowded || err == errCrowd
 		for _, s := range found {
 			bound := s.src.Addr().IsUnspecified() || s.src.Addr() == src.Addr().Unmap()
 			free := s.dst.Port() == 0
 			if bound && (free || s.dst == dst || !dst.IsValid() && s.dst.Port() == 53) {
-				list = append(list, s.socket)
+				list = append(list, s)
 			}
 		}
+	}
+	if crowded {
+		return list, errCrowd
 	}
 	return list, nil
 }
@@ -123,7 +150,8 @@ type answered struct {
 	src, dst netip.AddrPort // dst of port 0: it is not connected
 }
 
-// ask sends a request and returns its answers: one, or to a dump any number.
+// ask sends a request and returns its answers: one, or to a dump up to
+// maxSockets, and errCrowd if there are more.
 func (d *diag) ask(req []byte) (list []answered, err error) {
 	if err := unix.Send(d.fd, req, 0); err != nil {
 		return nil, err
@@ -148,6 +176,9 @@ func (d *diag) ask(req []byte) (list []answered, err error) {
 				return nil, unix.Errno(-int32(host.Uint32(m.Data)))
 			case len(m.Data) < answerSize:
 				return nil, io.ErrUnexpectedEOF
+			}
+			if len(list) == maxSockets {
+				return list, cmp.Or(d.abandon(), errCrowd)
 			}
 			list = append(list, parseSocket(m.Data))
 			if m.Header.Flags&unix.NLM_F_MULTI == 0 {

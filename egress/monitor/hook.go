@@ -228,7 +228,7 @@ func (h *hook) of(cookie uint64) (c caller, ok bool) {
 // sender returns who sent a datagram to an address last, or connected to it for
 // that.
 func (h *hook) sender(to netip.AddrPort) (c caller, ok bool) {
-	if h == nil {
+	if h == nil || !to.IsValid() {
 		return c, false
 	}
 	var key [destination]byte

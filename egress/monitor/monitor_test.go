@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 		connect(os.Args[2], os.Args[1] == "share")
 		return
 	}
-	if len(os.Args) == 3 && slices.Contains([]string{"send", "sendto", "sendto6", "sendclose", "bind"}, os.Args[1]) {
+	if len(os.Args) == 3 && slices.Contains([]string{"send", "sendto", "sendto6", "sendclose", "bind", "bindsend", "crowd"}, os.Args[1]) {
 		send(os.Args[1], netip.MustParseAddrPort(os.Args[2]))
 		return
 	}
@@ -119,9 +119,18 @@ func connect(to string, share bool) {
 	io.Copy(io.Discard, os.Stdin)
 }
 
+// takePort binds a socket, and lets others have its port too.
+func takePort(fd int, sa unix.Sockaddr) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return err
+	}
+	return unix.Bind(fd, sa)
+}
+
 // send is a program of the sandbox: it sends a datagram from a socket that is
 // connected ("send", "sendclose") or not, of IPv6 for an address of IPv4
-// ("sendto6"), or only takes a port ("bind"); and it says from where.
+// ("sendto6"), or only takes a port ("bind"), with more sockets than anybody
+// needs ("crowd") or to send elsewhere from it ("bindsend"); and it says from where.
 func send(how string, to netip.AddrPort) {
 	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	if to.Addr().Is4() && how != "sendto6" {
@@ -137,8 +146,17 @@ func send(how string, to netip.AddrPort) {
 		case "sendto", "sendto6":
 			err = unix.Sendto(fd, []byte("hello"), 0, sa)
 		case "bind":
-			if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err == nil {
-				err = unix.Bind(fd, sa)
+			err = takePort(fd, sa)
+		case "bindsend":
+			if err = takePort(fd, sa); err == nil {
+				err = unix.Sendto(fd, []byte("hello"), 0, &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}})
+			}
+		case "crowd":
+			err = takePort(fd, sa)
+			for i := 0; i < 16*maxSockets && err == nil; i++ {
+				if fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+					err = takePort(fd, sa)
+				}
 			}
 		}
 	}

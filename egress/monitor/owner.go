@@ -180,32 +180,54 @@ func (o *owners) lookup(src, dst netip.AddrPort, thorough bool, deadline time.Ti
 	return o.ofSocket(sock, thorough, deadline), sock.inode == 0
 }
 
+// Why a datagram may be another's than it seems.
+const (
+	tooManySockets = "too many sockets have its port"
+	severalSockets = "several processes have sockets with its port"
+	socketIsClosed = "it was the last to send there; the socket is closed"
+	notSeenToSend  = "it has a socket with its port, and was not the last to send there"
+)
+
 // sender returns the process that sent a datagram from src to dst, for the log
 // alone: nobody's permission depends on it. With an invalid dst it is a question
 // that still waits for its answer, to whatever name server.
 func (o *owners) sender(src, dst netip.AddrPort, deadline time.Time) (found *control.Process) {
-	if o == nil {
+	if o == nil || time.Now().After(deadline) {
 		return nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	sockets, err := o.diag.datagrams(src, dst)
-	if err != nil {
+	crowded := err == errCrowd
+	if err != nil && !crowded {
 		return nil
 	}
-	for _, s := range sockets {
-		switch p := o.ofSocket(s, false, deadline); {
-		case p == nil:
-		case found == nil:
-			found = p
-		case p.PID != found.PID:
-			return as(found, found.UID, "several processes have sockets with its port")
+	last, seen := o.hook.sender(dst)
+	if seen && (crowded || len(sockets) == 0) {
+		doubt := socketIsClosed
+		if crowded {
+			doubt = tooManySockets
 		}
+		if found = o.called(last, false); found != nil {
+			found = as(found, found.UID, cmp.Or(found.Unsure, doubt))
+		}
+		return found
 	}
-	if c, ok := o.hook.sender(dst); ok && len(sockets) == 0 && dst.IsValid() {
-		if found = o.called(c, false); found != nil {
-			found = as(found, found.UID, cmp.Or(found.Unsure, "it was the last to send there; the socket is closed"))
+	for _, s := range sockets {
+		p := o.ofSocket(s.socket, false, deadline)
+		switch {
+		case p == nil:
+			continue
+		case crowded:
+			return as(p, p.UID, tooManySockets)
+		case found != nil && p.PID != found.PID:
+			return as(found, found.UID, severalSockets)
+		case o.hook != nil && dst.IsValid() && s.dst != dst && (!seen || int(last.Process) != p.PID):
+			// Ports go from one to the other, and a program may have left its own
+			// to another for the blame.
+			p = as(p, p.UID, cmp.Or(p.Unsure, notSeenToSend))
 		}
+		found = p
 	}
 	return found
 }
