@@ -111,6 +111,9 @@ func alarms(st *control.Status) (list []string) {
 	if st.AuditFault != "" {
 		list = append(list, fmt.Sprintf("%s: THE AUDIT LOG CANNOT BE WRITTEN; everything is refused:\n%s", short(st.ID), printable(st.AuditFault)))
 	}
+	if st.AuditDisturbed > 0 {
+		list = append(list, fmt.Sprintf("%s: SOMEBODY ELSE HAS CHANGED THE AUDIT LOG, %d times: nemoclawctl status %s; nemoclawctl audit verify %s", short(st.ID), st.AuditDisturbed, short(st.ID), cell(st.AuditLog)))
+	}
 	return list
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -457,35 +456,5 @@ func BenchmarkAppend(b *testing.B) {
 		n := NewNetwork("web", ActivityOpen)
 		n.Dst = &Endpoint{Hostname: "api.example.org", Port: 443}
 		must(b, l.Append(n))
-	}
-}
-
-// Lines that go to a file which nobody will find are not written: whoever asks
-// is refused, until the log is opened anew.
-func TestRemovedLog(t *testing.T) {
-	for _, tc := range []struct {
-		name    string
-		change  func(file string) error
-		written bool
-	}{
-		{"removed", os.Remove, false},
-		{"a link in its place", func(file string) error {
-			return errors.Join(os.Symlink("/dev/null", file+".new"), os.Rename(file+".new", file))
-		}, false},
-		{"turned away", func(file string) error { return os.Rename(file, file+".1") }, true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			file := filepath.Join(t.TempDir(), "web.jsonl")
-			l, err := Open(file)
-			must(t, err)
-			defer l.Close()
-			must(t, l.Append(NewChange("web", KindSegment, "sandbox attached")))
-			must(t, tc.change(file))
-			if err := l.Append(NewNetwork("web", ActivityOpen)); (err == nil) != tc.written {
-				t.Errorf("a line: %v", err)
-			} else if (l.Fault() == nil) != tc.written {
-				t.Errorf("the log's fault is %v", l.Fault())
-			}
-		})
 	}
 }

@@ -31,4 +31,10 @@
 // later. [Open] continues after whatever a crash has left: an unfinished line
 // is sealed by a line that holds its hash; a tail that is shorter than the head
 // says leaves a break in the chain for [Verify] to report.
+//
+// # Others
+//
+// Somebody else may move, cut off, remove or write to a log that is open. That is
+// found before the next line is written, and by [Log.Check]; the log goes on in
+// the file of its name, and its next line tells what was found.
 package audit

@@ -50,12 +50,19 @@ type Log struct {
 	ends        []Head
 	changed     chan struct{} // closed when end has moved or the log is closed
 	recovered   []string
-	segment     int64 // offset of the first line of this sandbox, in the file that Open found
+	segment     int64  // offset of the first line of this sandbox, in the file that Open found
+	before      uint64 // number of the line before that
 	rotation    Rotation
 	begun       time.Time   // when the file's first line was written
 	retry       time.Time   // before, no rotation is tried
 	last        os.FileInfo // of the file that Close closed
-	older       []string    // what the file was renamed to, each time since Open
+	older       []former    // what became of the file, each time since Open that the log went on in another
+
+	id        string   // the sandbox that wrote last
+	untold    []string // what somebody else did to the log, and no line tells yet
+	lost      bool     // lines of it with that, so that the next does not go on where an older file ends
+	found     []string // the first of all that was untold
+	disturbed int      // how many there were
 }
 
 // Open opens the log for appending, makes it (mode 0600) if it is missing, and
@@ -97,7 +104,7 @@ func (l *Log) open() (err error) {
 		return fmt.Errorf("cannot open the audit log: %w", err)
 	}
 	l.begun = firstTime(l.file)
-	l.segment = l.end.Offset
+	l.segment, l.before = l.end.Offset, l.end.Sequence
 	if len(l.torn) > 0 {
 		l.segment += int64(len(l.torn)) + 1
 	}
@@ -276,16 +283,19 @@ func (l *Log) Append(entries ...Entry) error {
 }
 
 func (l *Log) append(entries []Entry) error {
-	entries = l.begin(entries)
+	if len(entries) > 0 {
+		l.id = entries[0].base().Device.UID
+	}
+	if err := l.settle(); err != nil {
+		return err
+	}
+	entries = l.begin(append(l.findings(l.id), entries...))
 	text, ends, err := l.encode(entries)
 	if err != nil {
 		return err
 	}
 	if l.text, l.ends = text, ends; cap(text) > maxKept {
 		l.text = nil // one flood is no reason to keep its room for ever
-	}
-	if err := l.present(); err != nil {
-		return err
 	}
 	n, err := l.file.Write(text)
 	l.advance(text[:max(n, 0)], ends)
@@ -301,7 +311,7 @@ func (l *Log) append(entries []Entry) error {
 			return err
 		}
 	}
-	l.unconfirmed = false
+	l.unconfirmed, l.lost, l.untold = false, false, nil
 	l.syncSoon()
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -322,23 +332,10 @@ func (l *Log) begin(entries []Entry) []Entry {
 			return append([]Entry{line}, entries...)
 		}
 	}
-	if l.end.Offset == 0 && l.end.Sequence > 0 && len(l.torn) == 0 {
+	if l.end.Offset == 0 && l.end.Sequence > 0 && len(l.torn) == 0 && !l.lost {
 		return append([]Entry{l.continued(id)}, entries...)
 	}
 	return entries
-}
-
-// present refuses to write what nobody will find: a file that was removed takes
-// every line, and is gone with the sandbox.
-func (l *Log) present() error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(l.file.Fd()), &st); err != nil {
-		return fmt.Errorf("cannot record: %w", err)
-	}
-	if st.Nlink == 0 {
-		return fmt.Errorf("cannot record: %s was removed", l.name)
-	}
-	return nil
 }
 
 // encode makes the text of entries, and the head after each of their lines. An

@@ -181,7 +181,7 @@ func (l *Log) exchange() (err error) {
 	l.file = fresh
 	l.end.Offset, l.end.Length = 0, 0
 	l.allocated = reserve
-	l.older = append(l.older, older)
+	l.older = append(l.older, former{name: older})
 	// There is no way back from here. A head that still names the older file's
 	// end is understood at the next Open; the other way round is not.
 	if dir, err := os.Open(filepath.Dir(l.name)); err == nil {

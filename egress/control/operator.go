@@ -35,8 +35,11 @@ type Status struct {
 	AuditLog    string   `json:"audit_log"`
 	AuditLines  uint64   `json:"audit_lines"`           // number of its last line
 	AuditFault  string   `json:"audit_fault,omitempty"` // why it cannot be written: everything is refused
-	Notes       []string `json:"notes,omitempty"`
-	Denials     Denials  `json:"denials"`
+	// AuditDisturbed is how often somebody else was found to have moved, cut off,
+	// removed or written to the log since the gateway began; the notes tell of it.
+	AuditDisturbed int      `json:"audit_disturbed,omitempty"`
+	Notes          []string `json:"notes,omitempty"`
+	Denials        Denials  `json:"denials"`
 }
 
 // Denials tells how much of what the kernel refuses to the sandbox's programs

@@ -82,6 +82,7 @@ var metrics = []metric{
 	{"nemoclaw_audit_bytes", "gauge", "Size of the audit log.", one(func(s *snapshot) float64 { return float64(s.size) })},
 	{"nemoclaw_audit_lag_seconds", "gauge", "Age of the oldest line that is not on the disk.", one(func(s *snapshot) float64 { return s.lag.Seconds() })},
 	{"nemoclaw_audit_fault", "gauge", "1 while the audit log cannot be written and everything is refused.", one(func(s *snapshot) float64 { return truth(s.status.AuditFault != "") })},
+	{"nemoclaw_audit_disturbed_total", "counter", "How often somebody else was found to have changed the audit log.", one(func(s *snapshot) float64 { return float64(s.status.AuditDisturbed) })},
 	{"nemoclaw_start_time_seconds", "gauge", "When the gateway began, since 1970.", one(func(s *snapshot) float64 { return float64(s.status.Since.Unix()) })},
 }
 

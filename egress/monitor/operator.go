@@ -131,9 +131,14 @@ func refuse(w http.ResponseWriter, status int, err error, hint string) {
 }
 
 func (m *Monitor) status() control.Status {
+	_ = m.log.Check() // its fault is told next
 	fault := ""
 	if err := m.log.Fault(); err != nil {
 		fault = err.Error()
+	}
+	disturbed, found := m.log.Disturbed()
+	for i := range found {
+		found[i] = "audit log: " + found[i]
 	}
 	denials := m.observable()
 	m.mu.Lock()
@@ -147,25 +152,26 @@ func (m *Monitor) status() control.Status {
 		worker = m.worker.pid
 	}
 	return control.Status{
-		ID:          m.attached.ID,
-		Monitor:     os.Getpid(),
-		Worker:      worker,
-		Restarts:    m.worker.restarts,
-		Since:       m.since,
-		Policy:      m.attached.PolicyName,
-		PolicyFile:  m.attached.PolicyFile,
-		Digest:      m.rules.policy.Digest,
-		Generation:  generation,
-		PolicyFault: m.rules.fault,
-		Links:       append([]string{}, m.rules.links...),
-		Open:        len(m.worker.open),
-		Allowed:     m.allowed,
-		Refused:     m.refused,
-		AuditLog:    m.attached.AuditLog,
-		AuditLines:  m.log.End().Sequence,
-		AuditFault:  fault,
-		Notes:       slices.Concat(m.notes, m.rules.warnings, m.newContainersOnly()),
-		Denials:     denials,
+		ID:             m.attached.ID,
+		Monitor:        os.Getpid(),
+		Worker:         worker,
+		Restarts:       m.worker.restarts,
+		Since:          m.since,
+		Policy:         m.attached.PolicyName,
+		PolicyFile:     m.attached.PolicyFile,
+		Digest:         m.rules.policy.Digest,
+		Generation:     generation,
+		PolicyFault:    m.rules.fault,
+		Links:          append([]string{}, m.rules.links...),
+		Open:           len(m.worker.open),
+		Allowed:        m.allowed,
+		Refused:        m.refused,
+		AuditLog:       m.attached.AuditLog,
+		AuditLines:     m.log.End().Sequence,
+		AuditFault:     fault,
+		AuditDisturbed: disturbed,
+		Notes:          slices.Concat(m.notes, found, m.rules.warnings, m.newContainersOnly()),
+		Denials:        denials,
 	}
 }
 
