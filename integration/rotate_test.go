@@ -98,6 +98,38 @@ func TestOthersTouchTheLog(t *testing.T) {
 	main.want("ok hello", "dial echo.good.example:7000 hello")
 }
 
+// What has ended is pruned, and what runs is not, its gateway lost or not.
+func TestPrune(t *testing.T) {
+	needRoot(t)
+	b := newBox(t)
+	b.up()
+	file := b.auditFile()
+	old := filepath.Join(filepath.Dir(file), "old.jsonl")
+	b.write("log/old.jsonl", "")
+	if got := b.ctl("audit", "prune"); got.code == 0 || !strings.Contains(got.stderr, "--older 720h") {
+		t.Errorf("without a bound: %s", got)
+	}
+	if got := b.ctl("audit", "prune", "--total", "0", "--dry-run"); got.code != 0 || !strings.HasPrefix(got.stdout, old+":") || strings.Contains(got.stdout, file) {
+		t.Errorf("what would be removed: %s", got)
+	}
+	b.loseGateway()
+	if got := b.ctl("audit", "prune", "--total", "0"); got.code != 0 || !strings.HasPrefix(got.stdout, old+":") || strings.Contains(got.stdout, file) {
+		t.Errorf("what was removed: %s", got)
+	}
+	if _, err := os.Stat(old); err == nil {
+		t.Error("the old one is there")
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
+	if got := b.nemoclaw(nil, "delete", "--force", b.id); got.code != 0 {
+		t.Fatalf("delete: %s", got)
+	}
+	if got := b.ctl("audit", "prune", "--older", "0s"); got.code != 0 || !strings.HasPrefix(got.stdout, file+":") {
+		t.Errorf("what has ended: %s", got)
+	}
+}
+
 // Who does not read what he follows holds nothing up, and gets it all later; who
 // comes too late is told what is not kept any more; a program goes on behind the
 // last line that it saw.

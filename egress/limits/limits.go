@@ -154,6 +154,8 @@ var Table = []Group{
 		{"refusals a second", FoldAll, "", "those beyond are one line with a count for each host and port"},
 		{"hosts and ports that are told apart while counting", FoldNames, "", "those beyond share one line"},
 		{"reports of refused packets (UDP, ICMP and more) that wait for the gateway", Reports, "bytes", "those beyond are refused all the same; a line says how many they were"},
+		{"log of one sandbox: `audit: {max_size, keep}` in the settings", "none", "", "it goes on in another file, and the oldest is removed: `keep` + 1 times `max_size` at the most, and 1 MiB"},
+		{"logs of sandboxes that have ended", "none", "", "they stay until `nemoclawctl audit prune` removes what is older than a time, or beyond a size"},
 		{"line", Line, "bytes", "its connection is refused"},
 		{"room that is kept on the disk", Reserve, "bytes", "without room every connection is refused: `unrecorded`"},
 		{"time that a line may be in the kernel only", Sync, "", "it is brought to the disk"},
