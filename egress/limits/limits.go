@@ -28,6 +28,8 @@ const (
 	ResolverNames  = 4096
 	Query          = 2 * time.Second
 	KeepIdle       = 60 * time.Second
+	KeepAgain      = 15 * time.Second
+	KeepProbes     = 4
 	EngineDials    = 8
 	EngineTTL      = 2 * time.Second
 )
@@ -111,7 +113,7 @@ var Table = []Group{
 		{"connections of one rule at once: `max_connections`", "none", "", "those beyond are refused as `too-many`; a reload that lowers it cuts the youngest"},
 		{"connections of one rule in a time: `rate`", "none", "", "those beyond are refused as `too-often`; as many as the number may come at once; after a reload those that are open count"},
 		{"bytes that a program sends on one connection: `max_upload`", "none", "", "the byte beyond ends the connection: `upload-limit`; after a reload what was sent before counts"},
-		{"time without a byte in either direction: `idle_timeout`", "none", "", "the connection is reset: `idle`; after a reload those that are open too"},
+		{"time without a byte in either direction: `idle_timeout`", "none", "", "the connection is reset: `idle`; after a reload those that are open too. Without it a server that lives and reads nothing, or a program that never ends, keeps its place among the connections"},
 		{"connections that wait for the operator at once", Held, "", "those beyond are refused"},
 		{"connections that begin to wait in a second", HoldsPerSecond, "", "those beyond are refused; as many as may wait may come at once"},
 		{"time between looks whether a program that shut its half, and waits, is there", HalfClosed, "", "one that is gone is `cancelled`; one that closes is at once"},
@@ -135,7 +137,8 @@ var Table = []Group{
 		{"questions to the engine's resolver at once", EngineDials, "", "the name servers alone are asked"},
 		{"time that an answer of the engine's resolver counts", EngineTTL, "", "it is asked again"},
 		{"time for one name server to answer", Query, "", "the next is asked, each twice"},
-		{"time before a silent server is probed", KeepIdle, "", "one that does not answer is gone"},
+		{"time before a silent server is probed, since the program's probes end at the gateway", KeepIdle, "", "it is probed again"},
+		{"time before it is probed again", KeepAgain, "", "at the fourth without an answer it is gone; with bytes under way, when the kernel gives up (some 15 minutes)"},
 	}},
 	{"DNS", []Limit{
 		{"questions a second", DNSPerSecond, "", "those beyond are dropped; clients ask again"},

@@ -9,8 +9,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"nemoclaw/specs/policy"
 )
 
@@ -44,11 +42,7 @@ func (g *guard) lastWord(ctx context.Context, _, address string, c syscall.RawCo
 		return errors.Join(fmt.Errorf("cannot dial: %s", reason), err)
 	}
 	var serr error
-	if err := c.Control(func(fd uintptr) {
-		if serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1); serr == nil {
-			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepIdle)
-		}
-	}); err != nil {
+	if err := c.Control(func(fd uintptr) { serr = keepAlive(int(fd)) }); err != nil {
 		return err
 	}
 	return serr

@@ -419,9 +419,24 @@ func (f *flow) relay(src *source) {
 		if f.proto != "tcp" || f.raw || f.screenLate(src) {
 			f.pass(f.up, src)
 		}
-		<-done
+		f.linger(done)
 	}
 	f.finish()
+}
+
+// linger waits for done, the end of what the server says, when the program has
+// said all. Once nobody holds the program's end any more nobody hears the server
+// either, and that ends too; what was sent to it arrives.
+func (f *flow) linger(done <-chan struct{}) {
+	if raw, err := f.c.SyscallConn(); err == nil {
+		f.s.wg.Go(func() {
+			if raw.Read(isGone) == nil {
+				f.up.SetReadDeadline(time.Unix(1, 0))
+			}
+		})
+	}
+	<-done
+	f.c.SetReadDeadline(time.Unix(1, 0)) // it is watched no more
 }
 
 // screenLate checks the first bytes of a connection that is open already. A

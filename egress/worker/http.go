@@ -393,8 +393,9 @@ func (f *flow) relayHTTP(br *bufio.Reader, h *head) {
 	}
 	if ft != nil {
 		f.refuseNext(ft, done)
+	} else {
+		f.linger(done)
 	}
-	<-done
 }
 
 // passRequests passes the body of h, then request after request, until the

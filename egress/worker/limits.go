@@ -103,8 +103,4 @@ const (
 	// moves the rest (splice(2)): that is faster, but holds a pipe even while
 	// nothing moves.
 	spliceAfter = 256 << 10
-	// keepIdle is how long a connection to a server is silent before the
-	// kernel asks whether the server is still there, in seconds. The program
-	// cannot ask itself: its own probes end at the gateway.
-	keepIdle = int(limits.KeepIdle / time.Second)
 )

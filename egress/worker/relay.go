@@ -162,11 +162,13 @@ func isReset(c *net.TCPConn) bool {
 		return true
 	}
 	gone := true
-	raw.Control(func(fd uintptr) {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		gone = err != nil || info.State == tcpClose
-	})
+	raw.Control(func(fd uintptr) { gone = isGone(fd) })
 	return gone
+}
+
+func isGone(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State == tcpClose
 }
 
 // States of the kernel's include/net/tcp_states.h.

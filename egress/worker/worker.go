@@ -19,6 +19,7 @@ import (
 
 	"nemoclaw/egress/control"
 	"nemoclaw/egress/dns"
+	"nemoclaw/egress/limits"
 	"nemoclaw/specs/policy"
 )
 
@@ -229,6 +230,24 @@ func unpaced(l *net.TCPListener) {
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")
 	})
+}
+
+// keepAlive has the kernel probe the server of a silent connection: the program's
+// own probes end at the gateway. Package net sees to the program's end: one that
+// said all and ended leaves a socket that answers for a minute (tcp(7),
+// tcp_fin_timeout), and then no more.
+func keepAlive(fd int) error {
+	for _, o := range []struct{ level, name, value int }{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(limits.KeepIdle / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(limits.KeepAgain / time.Second)},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, limits.KeepProbes},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("cannot have silent connections probed: %w", err)
+		}
+	}
+	return nil
 }
 
 func packetConn(f *os.File) (*net.UDPConn, error) {
