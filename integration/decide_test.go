@@ -37,12 +37,14 @@ func (b *box) request(host string) (request string, waiting int) {
 	return "", 0
 }
 
-// publicEcho is a world whose public.example answers on port 7000 at an address
-// that an approval can open.
+// publicEcho is a world whose public.example answers on ports 7000 and 7001 at an
+// address that an approval can open.
 func publicEcho(t *testing.T) *earth {
 	e := newEarth(t)
 	e.must(e.HostAt("public.example", public))
-	e.must(e.ServeAddr(public, 7000, e.echo("public.example")))
+	for _, port := range []uint16{7000, 7001} {
+		e.must(e.ServeAddr(public, port, e.echo("public.example")))
+	}
 	return e
 }
 

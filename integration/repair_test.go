@@ -27,7 +27,7 @@ func TestRepair(t *testing.T) {
 		{"exec", func(b *box) result { return b.execute(b.id, "/bin/true") }},
 	} {
 		t.Run(c.how, func(t *testing.T) {
-			e := newEarth(t)
+			e := publicEcho(t)
 			b, main := e.sandbox(allowed...)
 			if c.how == "nemoclawctl repair" {
 				b.flags = nil
@@ -35,6 +35,11 @@ func TestRepair(t *testing.T) {
 			mate := b.mate()
 			second := mate.up()
 			b.decide("deny", "web.good.example", 80)
+			const granted, counted = "dial public.example:7000 hello", "dial public.example:7001 hello"
+			b.decides("for 1h0m0s", "approve", "--for", "1h", b.id, "public.example:7000")
+			b.decides("2 times", "approve", "--uses", "2", b.id, "public.example:7001")
+			main.want("ok hello", granted)
+			main.want("ok hello", counted)
 			address := main.ask("resolve echo.good.example")
 			kill(t, b.monitor())
 			for _, k := range []*talk{main, second} {
@@ -57,7 +62,10 @@ func TestRepair(t *testing.T) {
 				k.want("ECONNRESET", "dial echo.evil.example:7000 hello")
 				k.want("ok 403", "http web.good.example:80 web.good.example")
 				k.want(address, "resolve echo.good.example")
+				k.want("ok hello", granted)
 			}
+			main.want("ok hello", counted)
+			main.want("ECONNRESET", counted)
 			b.exec().want("ok hello", "dial echo.good.example:7000 hello")
 			if got := b.ctl("audit", "verify", b.auditFile()); got.code != 0 {
 				t.Errorf("the chain: %s", got)
