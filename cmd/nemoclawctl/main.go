@@ -234,3 +234,15 @@ func all() ([]*sandbox, error) {
 	sortSandboxes(list)
 	return list, nil
 }
+
+// unread is why there are sandboxes that all does not return, or nil.
+func unread() error {
+	set, err := settings.Load()
+	if err != nil {
+		return err
+	}
+	if err := control.Unread(set.RunDir); err != nil {
+		return hinted{err, "another version of nemoclaw may have made it: look at it with that one"}
+	}
+	return nil
+}

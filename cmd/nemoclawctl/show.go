@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strconv"
@@ -41,9 +42,11 @@ var listCommand = &cli.Command{
 			rows = append(rows, s.row())
 		}
 		if c.Bool("json") {
-			return printJSON(c.App.Writer, rows)
+			err = printJSON(c.App.Writer, rows)
+		} else {
+			err = printRows(c.App.Writer, rows)
 		}
-		return printRows(c.App.Writer, rows)
+		return cmp.Or(err, unread())
 	},
 }
 

@@ -66,10 +66,15 @@ func status(c *cli.Context) error {
 	default:
 		err = printProofs(w, list)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = weaker(list)
 	}
-	return weaker(list)
+	if err == nil && !c.Args().Present() {
+		if err = unread(); err != nil {
+			err = weakError{err}
+		}
+	}
+	return err
 }
 
 // prover is one for the sandboxes of a host.

@@ -205,6 +205,22 @@ func Sandboxes(runDir string) (map[string]*Sandbox, error) {
 	return found, nil
 }
 
+// Unread is why there are sandboxes below runDir that Sandboxes does not tell of,
+// or nil: their state is damaged, or another version's.
+func Unread(runDir string) error {
+	files, err := filepath.Glob(filepath.Join(runDir, "*", SandboxFile))
+	for _, file := range files {
+		_, rerr := ReadSandbox(filepath.Dir(file))
+		if !errors.Is(rerr, fs.ErrNotExist) { // it ended meanwhile
+			err = errors.Join(err, rerr)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot tell of every sandbox: %w", err)
+	}
+	return nil
+}
+
 // Find returns the one sandbox below runDir whose id is, or begins with, id.
 func Find(runDir, id string) (string, *Sandbox, error) {
 	all, err := Sandboxes(runDir)
