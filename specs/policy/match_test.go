@@ -454,16 +454,50 @@ func randomName(r *rand.Rand) string {
 	return strings.Join(labels, ".")
 }
 
+// manyRules is a policy that allows n hosts and n networks, and denies as many.
+func manyRules(n int) *Policy {
+	var allow, deny []Rule
+	for i := range n {
+		w := []wildcard{exact, oneLabel, subdomain}[i%3]
+		network := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24)
+		allow = append(allow, Rule{Host: fmt.Sprintf("%sh%d.example.org", w, i), Ports: []PortRange{{443, 443}}}, Rule{CIDR: network, Ports: []PortRange{{443, 443}}})
+		network = netip.PrefixFrom(netip.AddrFrom4([4]byte{12, byte(i >> 8), byte(i), 0}), 24)
+		deny = append(deny, Rule{Host: fmt.Sprintf("%sd%d.example.org", w, i)}, Rule{CIDR: network})
+	}
+	p := &Policy{Egress: Egress{Rules: allow, Deny: deny}}
+	p.finish(nil)
+	return p
+}
+
+// However many rules there are, a decision looks at those that could match.
+func TestDecideLooksAtFewRules(t *testing.T) {
+	for _, what := range []string{"h3.example.org", "a.b.h5.example.org", "x.d4.example.org", "unlisted.example.com", "11.0.3.1", "12.0.3.1", "13.0.0.1"} {
+		var looked [2]int
+		var said [2]string
+		for i, n := range []int{10, 10_000} {
+			p := manyRules(n)
+			v := p.match.decide(query{port: 443, now: now, unlisted: NotListed, find: func(t *table, wanted func(*Rule) bool) *Rule {
+				count := func(r *Rule) bool {
+					looked[i]++
+					return wanted(r)
+				}
+				if addr, err := netip.ParseAddr(what); err == nil {
+					return t.findAddr(addr, count)
+				}
+				return t.find(what, count)
+			}})
+			said[i] = fmt.Sprint(v.Allow, v.Reason)
+		}
+		if looked[1] > looked[0] || said[0] != said[1] {
+			t.Errorf("%s: %s after a look at %d of ten rules, %s at %d of ten thousand", what, said[0], looked[0], said[1], looked[1])
+		}
+	}
+}
+
 // BenchmarkDecide shows that the cost does not grow with the rules.
 func BenchmarkDecide(b *testing.B) {
 	for _, n := range []int{10, 10_000} {
-		var rules []Rule
-		for i := range n {
-			w := []wildcard{exact, oneLabel, subdomain}[i%3]
-			rules = append(rules, Rule{Host: fmt.Sprintf("%sh%d.example.org", w, i), Ports: []PortRange{{443, 443}}})
-		}
-		p := &Policy{Egress: Egress{Rules: rules}}
-		p.finish(nil)
+		p := manyRules(n)
 		for _, host := range []string{"h3.example.org", "a.b.h5.example.org", "unlisted.example.com"} {
 			b.Run(fmt.Sprintf("rules=%d/%s", n, host), func(b *testing.B) {
 				b.ReportAllocs()
