@@ -18,6 +18,10 @@ import (
 // program of a sandbox has.
 const Mark = 0x6e63
 
+// answerMark is that of the sockets by which the gateway answers questions: what
+// has its address and not this is forged.
+const answerMark = Mark + 1
+
 // Where the listeners of the inner namespace stand, and the address that the
 // sandbox has for itself: a program that finds none but loopback's would not
 // ask for IPv4 addresses at all (AI_ADDRCONFIG, getaddrinfo(3)).

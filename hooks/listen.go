@@ -142,6 +142,9 @@ func (l listener) open() (*os.File, error) {
 	if l.transparent {
 		set(transparent, 1)
 	}
+	if err == nil && l.udp {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, answerMark)
+	}
 	if err == nil && !l.udp {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}

@@ -226,6 +226,24 @@ func innerChains(v6 bool) []chain {
 		in.rule(ipv6, drop)
 	}
 
+	// Every address is one of this machine's (steer), so that a program could speak
+	// in the name of a server, or of the gateway; of IPv6 it needs not even that
+	// (ipv6(7), IPV6_FREEBIND). To connection tracking the question to that server
+	// would then be an answer, and pass. The gateway's address is also that of
+	// whoever asks it there.
+	forged := []words{slices.Concat(toLo, fromSet(own4, true), notFrom(gate4)), slices.Concat(toLo, from(resolver))}
+	answers := []words{slices.Concat(toLo, from(gate4))}
+	if v6 {
+		forged = append(forged, slices.Concat(toLo, fromSet(own6, true), notFrom(gate6)))
+		answers = append(answers, slices.Concat(toLo, from(gate6)))
+	}
+	for _, f := range forged {
+		out.rule(f, udp, told, drop)
+		out.rule(f, tcp, opening, told, reset)
+	}
+	for _, a := range answers {
+		out.rule(a, udp, sport(dnsPort), unmarked(answerMark), told, drop)
+	}
 	out.rule(onLinks(expr.MetaKeyOIF), reply, established, accept)
 	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp, accept)
 	out.rule(onLinks(expr.MetaKeyOIF), reply, related, icmp6, accept)
@@ -376,8 +394,16 @@ type addressField struct {
 var (
 	saddr4 = addressField{unix.NFPROTO_IPV4, 12, 4}
 	daddr4 = addressField{unix.NFPROTO_IPV4, 16, 4}
+	saddr6 = addressField{unix.NFPROTO_IPV6, 8, 16}
 	daddr6 = addressField{unix.NFPROTO_IPV6, 24, 16}
 )
+
+func saddrOf(a netip.Addr) addressField {
+	if a.Is4() {
+		return saddr4
+	}
+	return saddr6
+}
 
 func (f addressField) load(n uint32) expr.Any {
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: n}
@@ -468,20 +494,32 @@ var (
 	toUs = words{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, is(expr.CmpOpEq, native(unix.RTN_LOCAL))}
 )
 
-func addressIs(a netip.Addr, op expr.CmpOp) words {
-	f := daddrOf(a)
+func (f addressField) compare(a netip.Addr, op expr.CmpOp) words {
 	return append(meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, f.family), f.load(f.len), is(op, a.AsSlice()))
 }
 
-func to(a netip.Addr) words    { return addressIs(a, expr.CmpOpEq) }
-func notTo(a netip.Addr) words { return addressIs(a, expr.CmpOpNeq) }
+func to(a netip.Addr) words      { return daddrOf(a).compare(a, expr.CmpOpEq) }
+func notTo(a netip.Addr) words   { return daddrOf(a).compare(a, expr.CmpOpNeq) }
+func from(a netip.Addr) words    { return saddrOf(a).compare(a, expr.CmpOpEq) }
+func notFrom(a netip.Addr) words { return saddrOf(a).compare(a, expr.CmpOpNeq) }
 
 // toSet matches a destination that is in s, or is not, of the family of s.
 func toSet(s *nftables.Set, invert bool) words {
-	f := daddr4
 	if s.KeyType == nftables.TypeIP6Addr {
-		f = daddr6
+		return daddr6.inSet(s, invert)
 	}
+	return daddr4.inSet(s, invert)
+}
+
+// fromSet does the same for a source.
+func fromSet(s *nftables.Set, invert bool) words {
+	if s.KeyType == nftables.TypeIP6Addr {
+		return saddr6.inSet(s, invert)
+	}
+	return saddr4.inSet(s, invert)
+}
+
+func (f addressField) inSet(s *nftables.Set, invert bool) words {
 	return append(meta(expr.MetaKeyNFPROTO, expr.CmpOpEq, f.family), f.load(f.len),
 		&expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID, Invert: invert})
 }
@@ -489,8 +527,11 @@ func toSet(s *nftables.Set, invert bool) words {
 // inLoopback compares the first byte of an IPv4 address with 127.
 func inLoopback(f addressField, op expr.CmpOp) words { return words{f.load(1), is(op, []byte{127})} }
 
-func dport(p uint16) words {
-	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, is(expr.CmpOpEq, port(p))}
+func sport(p uint16) words { return portAt(0, p) }
+func dport(p uint16) words { return portAt(2, p) }
+
+func portAt(offset uint32, p uint16) words {
+	return words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2}, is(expr.CmpOpEq, port(p))}
 }
 
 func icmpType(kind byte) words {

@@ -87,6 +87,8 @@ var attacks = []attack{
 	{62, "calling in, and being answered, unseen", []string{"integration TestLaw4InboundConnectionsAreRecorded", "integration TestEveryPacketIsExplained", "integration TestInboundRefusalsAreRecorded"}, "law 7 does not hold for it"},
 	{63, "a crowd of calls", []string{"egress/monitor TestInboundFlood", "egress/monitor TestInboundTableIsBounded", "integration TestInboundFlood"}, "Be called in a crowd"},
 	{64, "thousands of sockets with one port, and a port that is left to another for the blame", []string{"egress/monitor TestPortsOfDatagrams"}, ""},
+	{65, "answers, and questions, in the gateway's name: a pod's neighbour between the others and their DNS", []string{"hooks TestAnswersAreTheGateways", "hooks TestQuestionsAreTheGateways"}, ""},
+	{66, "a caller that the program makes up, to answer him", []string{"hooks TestNobodyCallsFromInside"}, ""},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

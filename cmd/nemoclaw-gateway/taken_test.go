@@ -2,16 +2,19 @@ package main
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/specs/seccomp"
@@ -19,7 +22,9 @@ import (
 
 // grabs are what a worker that obeys its sandbox might try against the rest of
 // the machine. Each returns an errno, 0 if it came through.
-func grabs(socket string, victim int) []struct {
+// reports is like the socket that a worker is given on which the kernel reports
+// refused packets, of a namespace of its own.
+func grabs(socket string, victim, reports int) []struct {
 	name string
 	try  func() error
 } {
@@ -49,6 +54,7 @@ func grabs(socket string, victim int) []struct {
 			defer unix.Close(s)
 			return unix.Connect(s, &unix.SockaddrUnix{Name: socket})
 		}},
+		{"the rules of the fence, by the socket that tells of them", func() error { return configure(reports) }},
 		{"a file of everybody's", func() error { return fd(unix.Open("/etc/passwd", unix.O_RDONLY, 0)) }},
 		{"its own memory", func() error { return fd(unix.Open("/proc/self/mem", unix.O_RDWR, 0)) }},
 		{"a signal by tgkill", func() error { return unix.Tgkill(victim, victim, 0) }},
@@ -83,9 +89,46 @@ var roles = map[string]func() error{
 	"denials": func() error { return confine(seccomp.Reader, "/proc") },
 }
 
+// reporting returns a netfilter socket of a new network namespace, which is this
+// thread's from now on.
+func reporting() (int, error) {
+	goruntime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return -1, err
+	}
+	return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+}
+
+// configure asks netfilter for something, on fd. Any message takes the capability
+// (nfnetlink_rcv in the kernel), and whoever has it may take the fence away.
+func configure(fd int) error {
+	command := []byte{1 /* NFULNL_CFG_CMD_BIND */, 0, 0, 0}
+	m := netlink.Message{Header: netlink.Header{Type: unix.NFNL_SUBSYS_ULOG<<8 | 1 /* NFULNL_MSG_CONFIG */, Flags: netlink.Request | netlink.Acknowledge, Length: 28}}
+	m.Data = append([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 1 /* the group */, 5, 0, 1 /* NFULA_CFG_CMD */, 0}, command...)
+	b, err := m.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	if _, err := unix.Read(fd, answer); err != nil {
+		return err
+	}
+	if errno := -int32(binary.NativeEndian.Uint32(answer[16:])); errno != 0 { // struct nlmsgerr
+		return unix.Errno(errno)
+	}
+	return nil
+}
+
 // takenOver confines this process in one of the roles and tries.
 func takenOver(role, socket, pid string) {
 	victim, err := strconv.Atoi(pid)
+	reports := -1
+	if err == nil {
+		reports, err = reporting()
+	}
 	if err == nil {
 		err = roles[role]()
 	}
@@ -93,7 +136,7 @@ func takenOver(role, socket, pid string) {
 		fmt.Println("cannot try:", err)
 		os.Exit(exitFailed)
 	}
-	for _, g := range grabs(socket, victim) {
+	for _, g := range grabs(socket, victim, reports) {
 		fmt.Printf("%s: %v\n", g.name, g.try())
 	}
 	os.Exit(exitOK)
@@ -152,14 +195,25 @@ func TestTakenOver(t *testing.T) {
 				t.Errorf("%s: %s: %s", role, name, outcome)
 			}
 		}
-		if want := len(grabs("", 0)); tried != want {
+		if want := len(grabs("", 0, 0)); tried != want {
 			t.Errorf("%s: it tried %d things of %d:\n%s", role, tried, want, said)
 		}
 	}
-	// Positive control: without the confinement these two come through.
-	for _, g := range grabs(socket, victim.Process.Pid)[:2] {
-		if err := g.try(); err != nil {
-			t.Errorf("%s: %v, though nothing confines it", g.name, err)
+	// Positive control: without the confinement the first few come through.
+	done := make(chan struct{})
+	go func() { // on a thread that ends with it
+		defer close(done)
+		reports, err := reporting()
+		if err != nil {
+			t.Error(err)
+			return
 		}
-	}
+		defer unix.Close(reports)
+		for _, g := range grabs(socket, victim.Process.Pid, reports)[:3] {
+			if err := g.try(); err != nil {
+				t.Errorf("%s: %v, though nothing confines it", g.name, err)
+			}
+		}
+	}()
+	<-done
 }

@@ -1,0 +1,166 @@
+package hooks
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// datagramFrom sends text from a socket of the thread's namespace that is bound to
+// at, with another source if that is valid: any that the namespace takes for its
+// own, and of IPv6 any at all. None of it takes a capability (ip(7), IP_PKTINFO;
+// ipv6(7), IPV6_FREEBIND).
+func datagramFrom(at netip.AddrPort, source netip.Addr, to netip.AddrPort, text string) error {
+	family, oob := unix.AF_INET6, []byte(nil)
+	if at.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	if source.IsValid() && source.Is4() {
+		oob = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: source.As4()})
+	} else if source.IsValid() {
+		oob = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: source.As16()})
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if family == unix.AF_INET6 {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1); err != nil {
+			return err
+		}
+	}
+	if err := unix.Bind(fd, sockaddr(at)); err != nil {
+		return os.NewSyscallError("bind", err)
+	}
+	return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(text), oob, sockaddr(to), 0))
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+// A program that makes itself up a caller, whom it then answers, sends nothing
+// over the stand-in all the same.
+func TestNobodyCallsFromInside(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("all")
+	caller := netip.AddrPortFrom(plugged{n: 1}.caller6(), 7001)
+	server := netip.MustParseAddrPort("[fd31:1::5]:7000")
+	w.in(w.inner, func() error {
+		if err := datagramFrom(caller, netip.Addr{}, server, "hello"); err != nil {
+			t.Logf("the call: %v", err)
+		}
+		if err := datagramFrom(server, netip.Addr{}, caller, "the secret"); err == nil {
+			t.Error("an answer to a caller that nobody is passed the fence")
+		} else if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+			return err
+		}
+		return nil
+	})
+}
+
+// Answers of the gateway's are its own: a neighbour in the pod, or another user
+// of the container, cannot say in its name where a host is.
+func TestAnswersAreTheGateways(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("all")
+	for _, c := range []struct{ server, from, source string }{
+		{"8.8.8.8:53", "198.18.0.2:53", "198.18.0.1"},
+		{"8.8.8.8:53", "172.31.1.5:53", "198.18.0.1"},
+		{"127.0.0.11:53", "198.18.0.2:53", "198.18.0.1"},
+		{"[2001:4860:4860::8888]:53", "[fd6e:656d:6f::2]:53", "fd6e:656d:6f::1"},
+		{"[2001:4860:4860::8888]:53", "[::1]:53", "fd6e:656d:6f::1"},
+		{"8.8.8.8:53", "8.8.8.8:53", "8.8.8.8"},
+		{"127.0.0.11:53", "127.0.0.11:53", "127.0.0.11"},
+		{"[2001:4860:4860::8888]:53", "[2001:4860:4860::8888]:53", "2001:4860:4860::8888"},
+	} {
+		w.in(w.inner, func() error {
+			victim, err := net.Dial("udp", c.server)
+			if err != nil {
+				return err
+			}
+			defer victim.Close()
+			victim.SetDeadline(time.Now().Add(5 * time.Second))
+			hear := func() string {
+				if _, err := victim.Write([]byte("where is it?")); err != nil {
+					return err.Error()
+				}
+				b := make([]byte, 100)
+				n, err := victim.Read(b)
+				if err != nil {
+					return err.Error()
+				}
+				return string(b[:n])
+			}
+			honest := hear()
+			to := victim.LocalAddr().(*net.UDPAddr).AddrPort()
+			err = datagramFrom(netip.MustParseAddrPort(c.from), netip.MustParseAddr(c.source), to, "it is with me")
+			t.Logf("%s: %v", c.from, err)
+			if got := hear(); got != honest {
+				t.Errorf("%s from %s answers %q, after %q", c.server, c.from, got, honest)
+			}
+			return nil
+		})
+	}
+}
+
+// Nor is he asked in the gateway's place, by having spoken to the victim first in
+// a name server's name: connection tracking would take the question for an answer
+// to that, and leave it alone.
+func TestQuestionsAreTheGateways(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("all")
+	for _, c := range []struct{ server, victim string }{
+		{"8.8.8.8:53", "198.18.0.2:40001"},
+		{"8.8.8.8:123", "198.18.0.2:40002"},
+		{"127.0.0.11:53", "127.0.0.1:40003"},
+		{"[2001:4860:4860::8888]:53", "[fd6e:656d:6f::2]:40004"},
+		{"[2001:4860:4860::8888]:123", "[fd6e:656d:6f::2]:40005"},
+	} {
+		w.in(w.inner, func() error {
+			server := netip.MustParseAddrPort(c.server)
+			thief := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+				if server.Addr().Is6() {
+					cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1) })
+					return errors.Join(err, cerr)
+				}
+				return nil
+			}}
+			stolen, err := thief.ListenPacket(context.Background(), "udp", c.server)
+			if err != nil {
+				return err
+			}
+			defer stolen.Close()
+			_, err = stolen.WriteTo([]byte("hello"), net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.victim)))
+			t.Logf("%s to %s: %v", c.server, c.victim, err)
+			go answerPackets(stolen, "thief")
+			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.MustParseAddrPort(c.victim))}
+			got := probeBy(d, "udp", c.server, 5*time.Second)
+			want := "dns from " + netip.MustParseAddrPort(c.victim).Addr().String()
+			if server.Port() != 53 {
+				want = "refused"
+			}
+			if got != want {
+				t.Errorf("%s answers %q; want: %q", c.server, got, want)
+			}
+			return nil
+		})
+	}
+}
