@@ -131,7 +131,7 @@ var Table = []Group{
 	{"Servers", []Limit{
 		{"time for a server to answer, over all of its addresses", Dial, "", "the connection fails: 502, or a reset"},
 		{"delay before the next address is tried as well", Stagger, "", "the first that answers is taken"},
-		{"time that a name's addresses of one family wait for those of the other", Family, "", "what is there is tried; what comes later is for the next connection"},
+		{"time that a name's IPv4 addresses wait for its IPv6 ones", Family, "", "what is there is tried; what comes later is for the next connection"},
 		{"addresses of one name", Addresses, "", "more are ignored"},
 		{"names that are remembered", ResolverNames, "", "what has expired is forgotten, then any"},
 		{"questions to the engine's resolver at once", EngineDials, "", "the name servers alone are asked"},

@@ -59,8 +59,7 @@ const (
 	// one that has not answered (RFC 8305, section 5).
 	staggerTime = limits.Stagger
 
-	// familyTime is how long the addresses of one family wait for those of the
-	// other.
+	// familyTime is how long a name's IPv4 addresses wait for its IPv6 ones.
 	familyTime = limits.Family
 
 	// maxAddrs is how many addresses of a name are considered; more are

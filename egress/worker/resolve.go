@@ -127,8 +127,9 @@ type half struct {
 }
 
 // askBoth asks for both families at once. One that cannot be had does not spoil
-// the other, nor does one that is slow hold it up (RFC 8305, section 3): what
-// comes later is there for the next connection.
+// the other, nor does a server that is slow about IPv6, or silent, hold up IPv4
+// (RFC 8305, section 3): what comes later is there for the next connection. IPv4
+// is waited for: many networks have nothing else.
 func (r *resolver) askBoth(host string, query func(host string, qtype uint16) (*wire.Msg, error)) answer {
 	halves := make(chan half, 2)
 	for _, qtype := range []uint16{wire.TypeAAAA, wire.TypeA} {
@@ -138,7 +139,7 @@ func (r *resolver) askBoth(host string, query func(host string, qtype uint16) (*
 		}()
 	}
 	first := <-halves
-	if len(first.addrs) == 0 {
+	if first.six || len(first.addrs) == 0 {
 		return whole(first, <-halves)
 	}
 	late := time.NewTimer(familyTime)
@@ -153,7 +154,7 @@ func (r *resolver) askBoth(host string, query func(host string, qtype uint16) (*
 			r.remember(host, whole(first, second))
 		}
 	}()
-	return whole(first, half{six: !first.six, ttl: maxTTL})
+	return whole(first, half{six: true, ttl: maxTTL})
 }
 
 // whole makes an answer of both halves.
