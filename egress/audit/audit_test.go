@@ -306,6 +306,50 @@ func TestSync(t *testing.T) {
 	})
 }
 
+// Nobody waits for a slow disk, and what is appended meanwhile reaches it next: by
+// one sync at a time, however long each takes.
+func TestSlowDisk(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "web.jsonl")
+	synctest.Test(t, func(t *testing.T) {
+		l, err := Open(file)
+		must(t, err)
+		// No line is appended in the moment in which a sync begins.
+		const often, slow = syncDelay * 7 / 10, 10*syncDelay + syncDelay/20
+		syncs, atOnce := 0, 0
+		l.toDisk = func(...*os.File) error {
+			if !l.mu.TryLock() {
+				t.Error("lines wait for the disk")
+				return nil
+			}
+			l.mu.Unlock()
+			syncs++
+			if atOnce++; atOnce > 1 {
+				t.Error("two syncs at once")
+			}
+			<-time.After(slow)
+			atOnce--
+			return nil
+		}
+		for range 50 { // for three times as long as a sync takes
+			must(t, l.Append(NewChange("web", KindNote, "")))
+			<-time.After(often)
+		}
+		if l.Lag() < syncDelay || l.Lag() > 2*slow {
+			t.Errorf("while the disk is slow, lines are said to have waited for %v", l.Lag())
+		}
+		<-time.After(2 * slow)
+		synctest.Wait()
+		if waiting(l) || l.Lag() != 0 {
+			t.Error("what was appended during a sync never reached the disk")
+		}
+		if syncs < 3 {
+			t.Errorf("%d syncs", syncs)
+		}
+		l.toDisk = datasync
+		must(t, l.Close())
+	})
+}
+
 func waiting(l *Log) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

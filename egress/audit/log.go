@@ -41,12 +41,14 @@ type Log struct {
 	torn        []byte    // an unfinished line behind end; sealed by the next Append
 	unconfirmed bool      // something was written and Append returned an error
 	fault       error     // why the last write or sync did not work
-	unsynced    bool      // a timer is running
-	since       time.Time // of the first line that is not on the disk, while unsynced
+	unsynced    bool      // there are lines that no sync was begun for
+	since       time.Time // of the first of them
+	syncing     time.Time // of the first line that a sync in the background is for; zero: there is none
 	timer       *time.Timer
 	allocated   int64 // up to this offset the disk has room
 	closed      bool
-	text        []byte // room for the next lines, and their heads
+	toDisk      func(...*os.File) error // fdatasync(2); some tests have a slow disk
+	text        []byte                  // room for the next lines, and their heads
 	ends        []Head
 	changed     chan struct{} // closed when end has moved or the log is closed
 	recovered   []string
@@ -76,7 +78,7 @@ func Open(file string) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the audit log: %w", err)
 	}
-	l := &Log{name: file, file: f, changed: make(chan struct{})}
+	l := &Log{name: file, file: f, changed: make(chan struct{}), toDisk: datasync}
 	if err := l.open(); err != nil {
 		f.Close()
 		if l.head != nil {
@@ -259,10 +261,13 @@ func (l *Log) Fault() error {
 func (l *Log) Lag() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.unsynced {
-		return 0
+	switch {
+	case !l.syncing.IsZero():
+		return time.Since(l.syncing)
+	case l.unsynced:
+		return time.Since(l.since)
 	}
-	return time.Since(l.since)
+	return 0
 }
 
 // Append writes entries with one write(2) and returns once the kernel has them.
@@ -397,33 +402,65 @@ func (l *Log) advance(written []byte, ends []Head) {
 	l.torn = append(l.torn, written...)
 }
 
-// syncSoon has everything on the disk within syncDelay, and room for more. Both
-// may take a while, and no connection waits for them.
+// syncSoon has everything on the disk within syncDelay, and room for more.
 func (l *Log) syncSoon() {
 	if l.unsynced {
 		return
 	}
 	l.unsynced, l.since = true, time.Now()
-	l.timer = time.AfterFunc(syncDelay, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if l.closed {
-			return
-		}
-		if err := l.sync(); err != nil {
-			l.fault = err
-		}
-		if l.end.Offset+reserve/2 > l.allocated {
-			l.allocate()
-		}
-	})
+	if l.syncing.IsZero() { // else it goes on with these lines
+		l.timer = time.AfterFunc(syncDelay, l.syncNow)
+	}
 }
 
+// syncNow does it. The disk may take a while, and no connection waits for it:
+// what is appended meanwhile is synced next. A file that is exchanged or closed
+// meanwhile was synced for that.
+func (l *Log) syncNow() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || !l.unsynced || !l.syncing.IsZero() {
+		return
+	}
+	l.unsynced, l.syncing = false, l.since
+	file, head := l.file, l.head
+	l.mu.Unlock()
+	err := l.toDisk(file, head)
+	l.mu.Lock()
+	l.syncing = time.Time{}
+	if l.closed {
+		return
+	}
+	if err != nil && l.file == file {
+		l.fault = err
+	}
+	if l.end.Offset+reserve/2 > l.allocated {
+		l.allocate()
+	}
+	if l.unsynced {
+		l.timer = time.AfterFunc(syncDelay-time.Since(l.since), l.syncNow)
+	}
+}
+
+// sync has everything on the disk before it returns.
 func (l *Log) sync() error {
 	l.unsynced = false
-	for _, f := range []*os.File{l.file, l.head} {
-		if err := unix.Fdatasync(int(f.Fd())); err != nil {
-			return fmt.Errorf("cannot record: cannot sync %s: %w", f.Name(), err)
+	return l.toDisk(l.file, l.head)
+}
+
+// datasync is fdatasync(2), of files that another goroutine may close.
+func datasync(files ...*os.File) error {
+	for _, f := range files {
+		raw, err := f.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var serr error
+		if err := raw.Control(func(fd uintptr) { serr = unix.Fdatasync(int(fd)) }); err != nil {
+			return err
+		}
+		if serr != nil {
+			return fmt.Errorf("cannot record: cannot sync %s: %w", f.Name(), serr)
 		}
 	}
 	return nil
