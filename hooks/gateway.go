@@ -167,7 +167,10 @@ func startMonitor(program, dir string) (*control.Conn, error) {
 	defer theirs.Close()
 	cmd := exec.Command(program, "monitor", dir)
 	cmd.Dir = "/"
-	cmd.Env = []string{"GOMAXPROCS=1"} // until it has a worker: it starts beside init, on the same processors
+	// It starts beside init, on the same processors, and answers one worker, one
+	// message after the other: threads that wake each other up would cost more
+	// than they gain.
+	cmd.Env = []string{"GOMAXPROCS=1"}
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

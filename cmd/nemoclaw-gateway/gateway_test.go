@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -197,6 +198,10 @@ func TestGateway(t *testing.T) {
 		t.Errorf("the worker has an environment: %q", env)
 	}
 
+	for _, pid := range []string{strconv.Itoa(g.monitor()), g.worker()} {
+		g.isUnhurried(pid)
+	}
+
 	// exec gets the ruleset that commit handed in.
 	ruleset, err := hooks.Ruleset(g.dir, box)
 	g.must(err)
@@ -227,6 +232,24 @@ func TestGateway(t *testing.T) {
 	g.must(err)
 	if len(rep.Faults) > 0 || rep.Open {
 		t.Errorf("the log: %+v", rep)
+	}
+}
+
+// isUnhurried looks at every thread, those that were started later too.
+func (g *gateway) isUnhurried(pid string) {
+	g.Helper()
+	threads, err := os.ReadDir("/proc/" + pid + "/task")
+	g.must(err)
+	for _, t := range threads {
+		tid, err := strconv.Atoi(t.Name())
+		g.must(err)
+		attr, err := unix.SchedGetAttr(tid, 0)
+		g.must(err)
+		slack, err := os.ReadFile("/proc/" + t.Name() + "/timerslack_ns")
+		g.must(err)
+		if attr.Policy != unix.SCHED_BATCH || string(slack) != "1000000\n" {
+			g.Errorf("thread %d of %s has scheduling policy %d and a timer slack of %s ns", tid, pid, attr.Policy, bytes.TrimSpace(slack))
+		}
 	}
 }
 

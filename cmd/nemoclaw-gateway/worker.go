@@ -37,7 +37,6 @@ const (
 func runWorker() error {
 	goruntime.GOMAXPROCS(min(max(goruntime.NumCPU()/2, 1), workerProcs))
 	debug.SetGCPercent(50)
-
 	debug.SetMemoryLimit(workerMemory)
 	unix.CloseOnExec(conversation)
 	conn, err := control.FromFile(os.NewFile(conversation, "monitor"))

@@ -32,10 +32,6 @@ const (
 	lastWords = 2 << 10
 )
 
-// processors is on how many a monitor with a worker runs Go code at once, at the
-// least: it answers one worker, one message after the other.
-const processors = 2
-
 // worker is the process that decides connections; the zero worker is none.
 type worker struct {
 	conn     *control.Conn
@@ -134,7 +130,7 @@ func (m *Monitor) runWorker(ctx context.Context) error {
 	cmd.WaitDelay = time.Second
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	goruntime.GOMAXPROCS(max(goruntime.GOMAXPROCS(0), processors))
+	unhurry()
 	m.mu.Lock()
 	m.worker.wanted = true
 	born := m.cgroup // which a child inherits
