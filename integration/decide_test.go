@@ -100,6 +100,33 @@ func TestDecisions(t *testing.T) {
 	e.explain(b)
 }
 
+// A denial for good is in the file, and cuts what is open.
+func TestDenyPermanently(t *testing.T) {
+	e := publicEcho(t)
+	b := newBox(t)
+	b.policy(e.policy(e.Uplink(), "public.example 7000", "echo.good.example 7000"))
+	main := b.up()
+	for _, name := range []string{"public", "echo.good"} {
+		main.want("ok", "open "+name+" "+name+".example:7000")
+		main.want("ok", "say "+name+" hello")
+	}
+	if got := b.ctl("deny", "--permanent", b.id, "public.example:7000"); got.code != 0 || !strings.Contains(got.stdout, "a deny rule for public.example:7000 was added") {
+		t.Fatalf("deny: %s", got)
+	}
+	b.await("the end of what was open", func(l line) bool {
+		return l.More.Verdict == "cut" && l.More.Reason == "revoked" && l.Dst.Hostname == "public.example"
+	})
+	main.want("ECONNRESET", "dial public.example:7000 hello")
+	main.want("ok", "say echo.good still")
+	if got := b.ctl("approve", b.id, "public.example:7000"); !strings.Contains(got.stdout, "a deny rule beats every approval") {
+		t.Errorf("approve: %s", got)
+	}
+	main.want("ECONNRESET", "dial public.example:7000 hello")
+	b.await("who decided", func(l line) bool {
+		return l.More.Kind == "decision" && strings.HasPrefix(l.Message, "permanent-deny public.example:7000")
+	})
+}
+
 // Whoever goes away while his connection waits, makes room at once and is shown so.
 func TestHoldCancelled(t *testing.T) {
 	e := publicEcho(t)

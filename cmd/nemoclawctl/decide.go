@@ -54,27 +54,34 @@ reachable.`,
 			return err
 		}
 		if c.Bool("permanent") {
-			for _, t := range targets {
-				if err := approvePermanently(c, s, t.host, t.port); err != nil {
-					return err
-				}
-			}
-			return nil
+			return decidePermanently(c, s, d.Verb, targets)
 		}
 		return s.decideAll(c, d, targets)
 	},
 }
 
 var denyCommand = &cli.Command{
-	Name:        "deny",
-	Usage:       "refuse a sandbox a host and port, and do not ask again",
-	ArgsUsage:   "ID WHAT...  |  --all ID",
-	Description: "WHAT is HOST:PORT, or the number or the request that pending shows. It holds until\nthe sandbox ends; approve takes it back, and so does revoke.",
-	Flags:       []cli.Flag{jsonFlag, &cli.BoolFlag{Name: "all", Usage: "everything that is pending, after it was shown"}, yesFlag},
+	Name:      "deny",
+	Usage:     "refuse a sandbox a host and port, and do not ask again",
+	ArgsUsage: "[--permanent] ID WHAT...  |  --all ID",
+	Description: `WHAT is HOST:PORT, or the number or the request that pending shows.
+
+It holds until the sandbox ends; approve takes it back, and so does revoke. With
+--permanent the policy file that the sandbox was made with gets a rule more below
+egress.deny, for this sandbox and for every other that the file serves; no approval
+beats it.`,
+	Flags: []cli.Flag{jsonFlag,
+		&cli.BoolFlag{Name: "permanent", Usage: "add a deny rule to the policy file"},
+		&cli.BoolFlag{Name: "all", Usage: "everything that is pending, after it was shown"},
+		yesFlag,
+	},
 	Action: func(c *cli.Context) error {
 		s, targets, err := targets(c)
 		if err != nil {
 			return err
+		}
+		if c.Bool("permanent") {
+			return decidePermanently(c, s, "deny", targets)
 		}
 		return s.decideAll(c, control.Decision{Verb: "deny"}, targets)
 	},
@@ -304,22 +311,32 @@ func bounds(g control.Grant) string {
 
 func join(host string, port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 
-// change is what a permanent approval did.
+// change is what a permanent decision did.
 type change struct {
+	Verb    string   `json:"verb"` // approve or deny
 	File    string   `json:"file"`
 	Created bool     `json:"created"`           // the built-in policy was written out first
-	Already bool     `json:"already"`           // the file allowed it before
+	Already bool     `json:"already"`           // the file said so before
 	Others  []string `json:"others"`            // sandboxes that the file serves too
 	Session bool     `json:"session"`           // this sandbox got a decision for its session instead
 	Warning string   `json:"warning,omitempty"` // of that decision
 }
 
-// approvePermanently adds a rule to the policy file that s was made with.
-func approvePermanently(c *cli.Context, s *sandbox, host string, port uint16) error {
-	if s.PolicyFile == "" && s.PolicyName == "unconfined" {
-		return errors.New("cannot approve: the sandbox is unconfined")
+// decidePermanently adds rules to the policy file that s was made with.
+func decidePermanently(c *cli.Context, s *sandbox, verb string, targets []target) error {
+	for _, t := range targets {
+		if err := changePolicy(c, s, verb, t.host, t.port); err != nil {
+			return err
+		}
 	}
-	done := change{File: s.PolicyFile}
+	return nil
+}
+
+func changePolicy(c *cli.Context, s *sandbox, verb, host string, port uint16) error {
+	if s.PolicyFile == "" && s.PolicyName == "unconfined" {
+		return fmt.Errorf("cannot %s: the sandbox is unconfined", verb)
+	}
+	done := change{Verb: verb, File: s.PolicyFile}
 	builtIn := s.PolicyFile == ""
 	if builtIn {
 		done.File = s.settings.Policy
@@ -329,19 +346,21 @@ func approvePermanently(c *cli.Context, s *sandbox, host string, port uint16) er
 		}
 		done.Created = created
 	}
-	err := addRule(done.File, host, port, "approved with nemoclawctl on "+time.Now().Format(time.DateOnly))
+	said := map[string]string{"approve": "approved", "deny": "denied"}[verb]
+	err := addRule(done.File, verb, host, port, said+" with nemoclawctl on "+time.Now().Format(time.DateOnly))
 	if done.Already = errors.Is(err, policy.ErrAlready); err != nil && !done.Already {
 		return err
 	}
 	if builtIn {
-		err = s.approveSession(host, port, &done)
+		err = s.decideSession(host, port, &done)
 	} else {
 		err = s.reloadAfter(&done)
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.call("POST", "/v1/decisions", control.Decision{Verb: "permanent", Host: host, Port: port, File: done.File}, nil); err != nil {
+	record := map[string]string{"approve": control.Permanent, "deny": control.PermanentDeny}[verb]
+	if err := s.call("POST", "/v1/decisions", control.Decision{Verb: record, Host: host, Port: port, File: done.File}, nil); err != nil {
 		return err
 	}
 	if c.Bool("json") {
@@ -350,11 +369,11 @@ func approvePermanently(c *cli.Context, s *sandbox, host string, port uint16) er
 	return printChange(c.App.Writer, s, join(host, port), done)
 }
 
-// approveSession lets a sandbox that keeps the built-in policy have the
-// approval for as long as it lives.
-func (s *sandbox) approveSession(host string, port uint16, done *change) error {
+// decideSession lets a sandbox that keeps the built-in policy have the decision
+// for as long as it lives.
+func (s *sandbox) decideSession(host string, port uint16, done *change) error {
 	var d control.Decided
-	err := s.call("POST", "/v1/decisions", control.Decision{Verb: "approve", Host: host, Port: port}, &d)
+	err := s.call("POST", "/v1/decisions", control.Decision{Verb: done.Verb, Host: host, Port: port}, &d)
 	done.Session, done.Warning = true, d.Warning
 	return err
 }
@@ -376,16 +395,20 @@ func (s *sandbox) reloadAfter(done *change) error {
 
 func printChange(w io.Writer, s *sandbox, what string, done change) error {
 	what = cell(what)
+	says, rule, is := "allows", "a rule", "allowed"
+	if done.Verb == "deny" {
+		says, rule, is = "denies", "a deny rule", "denied"
+	}
 	if done.Created {
 		fmt.Fprintf(w, "%s did not exist: the built-in policy was written there\n", done.File)
 	}
 	if done.Already {
-		fmt.Fprintf(w, "%s allows %s already\n", done.File, what)
+		fmt.Fprintf(w, "%s %s %s already\n", done.File, says, what)
 	} else {
-		fmt.Fprintf(w, "%s: a rule for %s was added\n", done.File, what)
+		fmt.Fprintf(w, "%s: %s for %s was added\n", done.File, rule, what)
 	}
 	if done.Session {
-		fmt.Fprintf(w, "%s: %s is allowed until the sandbox ends; sandboxes that run keep the built-in policy, new ones obey the file\n", short(s.ID), what)
+		fmt.Fprintf(w, "%s: %s is %s until the sandbox ends; sandboxes that run keep the built-in policy, new ones obey the file\n", short(s.ID), what, is)
 	}
 	if done.Warning != "" {
 		fmt.Fprintf(w, "warning: %s\n", printable(done.Warning))

@@ -16,19 +16,28 @@ import (
 	"nemoclaw/specs/policy"
 )
 
-// addRule adds a rule to a policy file and leaves every other byte, its mode
-// and its owner as they are. The file is replaced whole, and only if it is
-// still the one that was read.
-func addRule(file, host string, port uint16, comment string) error {
+// lists are the lists below egress that a permanent decision adds to, and how.
+var lists = map[string]struct {
+	name string
+	add  func(src []byte, host string, port uint16, comment string) ([]byte, error)
+}{
+	"approve": {"rules", policy.AddRule},
+	"deny":    {"deny", policy.AddDeny},
+}
+
+// addRule adds a rule to a policy file, as the decision verb says, and leaves
+// every other byte, its mode and its owner as they are. The file is replaced
+// whole, and only if it is still the one that was read.
+func addRule(file, verb, host string, port uint16, comment string) error {
 	real, err := editable(file)
 	if err != nil {
-		return withSnippet(err, host, port)
+		return withSnippet(err, verb, host, port)
 	}
 	src, err := os.ReadFile(real)
 	if err != nil {
 		return fmt.Errorf("cannot change the policy: %w", err)
 	}
-	out, err := policy.AddRule(src, host, port, comment)
+	out, err := lists[verb].add(src, host, port, comment)
 	if _, fault := policy.Parse(file, src); err != nil && fault != nil {
 		return hinted{fmt.Errorf("cannot change the policy, which has faults:\n%w", fault), "mend the file, and decide again"}
 	}
@@ -36,7 +45,7 @@ func addRule(file, host string, port uint16, comment string) error {
 		return err
 	}
 	if err := replace(real, src, out); err != nil {
-		return withSnippet(fmt.Errorf("cannot change the policy: %w", err), host, port)
+		return withSnippet(fmt.Errorf("cannot change the policy: %w", err), verb, host, port)
 	}
 	return nil
 }
@@ -61,8 +70,8 @@ type clusters struct {
 }
 
 // withSnippet tells what to write where we cannot.
-func withSnippet(err error, host string, port uint16) error {
-	snippet := fmt.Sprintf("add below egress.rules, where the file comes from:\n  - host: %s\n    port: %d", host, port)
+func withSnippet(err error, verb, host string, port uint16) error {
+	snippet := fmt.Sprintf("add below egress.%s, where the file comes from:\n  - host: %s\n    port: %d", lists[verb].name, host, port)
 	if _, perr := netip.ParseAddr(host); perr == nil {
 		snippet = strings.Replace(snippet, "host: ", "cidr: ", 1)
 	}

@@ -25,7 +25,7 @@ func TestEditKeepsTheFile(t *testing.T) {
 	must(t, os.Chmod(real, 0o640))
 	must(t, os.Chown(real, 1234, 5678))
 	must(t, os.Symlink("real.yaml", link))
-	must(t, addRule(link, "git.example.org", 22, "by a test"))
+	must(t, addRule(link, "approve", "git.example.org", 22, "by a test"))
 	if to, err := os.Readlink(link); err != nil || to != "real.yaml" {
 		t.Errorf("the link leads to %q, %v", to, err)
 	}
@@ -87,10 +87,12 @@ func TestEditReadOnly(t *testing.T) {
 	must(t, unix.Mount(dir, dir, "", unix.MS_BIND, ""))
 	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	must(t, unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-	err := addRule(file, "2001:db8::1", 22, "")
-	h, ok := errors.AsType[hinted](err)
-	if !ok || !strings.Contains(err.Error(), "read-only") || !strings.HasSuffix(h.hint, "  - cidr: 2001:db8::1\n    port: 22") {
-		t.Errorf("answered %v, %+v", err, h)
+	for verb, list := range map[string]string{"approve": "egress.rules", "deny": "egress.deny"} {
+		err := addRule(file, verb, "2001:db8::1", 22, "")
+		h, ok := errors.AsType[hinted](err)
+		if !ok || !strings.Contains(err.Error(), "read-only") || !strings.HasPrefix(h.hint, "add below "+list) || !strings.HasSuffix(h.hint, "  - cidr: 2001:db8::1\n    port: 22") {
+			t.Errorf("answered %v, %+v", err, h)
+		}
 	}
 }
 

@@ -243,6 +243,7 @@ func TestReorder(t *testing.T) {
 		{"list", "list"},
 		{"log web -f", "log -f web"},
 		{"approve web h:1 --permanent --json", "approve --permanent --json web h:1"},
+		{"deny web h:1 --permanent", "deny --permanent web h:1"},
 		{"--help approve web", "--help approve web"},
 		{"audit verify file --json", "audit verify --json file"},
 		{"deny -- -web h:1", "deny -- -web h:1"},

@@ -80,10 +80,16 @@ type Pending struct {
 	Cancelled bool `json:"cancelled,omitempty"`
 }
 
+// Verbs of a Decision that stands in the policy file.
+const (
+	Permanent     = "permanent"      // approved
+	PermanentDeny = "permanent-deny" // denied
+)
+
 // Decision is an operator's word about a host and port.
 type Decision struct {
-	// Verb is "approve", "deny", "revoke" or "permanent"; the last one only
-	// records that the policy file was changed.
+	// Verb is "approve", "deny", "revoke", or Permanent or PermanentDeny, which
+	// only record that the policy file was changed.
 	Verb string `json:"verb"`
 	Host string `json:"host,omitempty"`
 	Port uint16 `json:"port,omitempty"`

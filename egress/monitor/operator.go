@@ -228,12 +228,12 @@ func (m *Monitor) serveDecision(w http.ResponseWriter, r *http.Request) {
 func (m *Monitor) understand(d *control.Decision) error {
 	switch d.Verb {
 	case "approve":
-	case "deny", "permanent", "revoke":
+	case "deny", "revoke", control.Permanent, control.PermanentDeny:
 		if d.Once || d.Uses != 0 || d.For != 0 || d.Request != "" {
 			return fmt.Errorf("cannot %s for a time or a number of times", d.Verb)
 		}
 	default:
-		return fmt.Errorf("cannot decide %q: a decision is approve, deny, revoke or permanent", d.Verb)
+		return fmt.Errorf("cannot decide %q: a decision is approve, deny, revoke, permanent or permanent-deny", d.Verb)
 	}
 	switch {
 	case d.Grant != 0 && d.Verb != "revoke":
@@ -289,7 +289,7 @@ var errOther = errors.New("cannot approve that request: another one came since i
 func (m *Monitor) decide(d control.Decision, by string) (control.Decided, error) {
 	m.changes.Lock()
 	defer m.changes.Unlock()
-	if d.Verb == "permanent" {
+	if d.Verb == control.Permanent || d.Verb == control.PermanentDeny {
 		return control.Decided{Generation: m.generation()}, m.log.Append(m.decision(d, by))
 	}
 	if d.Request != "" && !m.shown(d) {

@@ -41,6 +41,7 @@ func TestDecisions(t *testing.T) {
 		{`{"verb":"approve","host":"api.example.org","port":443}`, 200, "api.example.org:443 true", "allowed by the policy without it: policy.yaml:3"},
 		{`{"verb":"approve","host":"::ffff:192.0.2.1","port":443}`, 200, "192.0.2.1:443 true", "no uplink"},
 		{`{"verb":"permanent","host":"p.example.org","port":443,"file":"policy.yaml"}`, 200, "", ""},
+		{`{"verb":"permanent-deny","host":"p.example.org","port":443,"file":"policy.yaml"}`, 200, "", ""},
 		{`{"verb":"approve","host":"not a host","port":22}`, 400, "", "cannot decide"},
 		{`{"verb":"approve","host":"x.example.org"}`, 400, "", "port"},
 		{`{"verb":"allow","host":"x.example.org","port":1}`, 400, "", "cannot decide \\\"allow\\\""},

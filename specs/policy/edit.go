@@ -13,8 +13,14 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// ErrAlready is why AddRule changes nothing: the policy allows it now.
-var ErrAlready = errors.New("the policy allows it already")
+// ErrAlready is why AddRule and AddDeny change nothing: the policy says it now.
+var ErrAlready = errors.New("the policy says so already")
+
+// The lists below egress that rules are added to.
+const (
+	listRules = "rules"
+	listDeny  = "deny"
+)
 
 // AddRule returns src, a policy file, with one rule more: host, which may be a
 // name, a wildcard or an address, on port. Not one other byte differs. The
@@ -29,25 +35,36 @@ var ErrAlready = errors.New("the policy allows it already")
 // cannot be had, the error's text holds the lines to paste. If the rule would
 // change nothing the error is ErrAlready, or names the deny rule in its way.
 func AddRule(src []byte, host string, port uint16, comment string) ([]byte, error) {
-	rule, err := newRule(host, port)
+	return add(src, listRules, host, port, comment)
+}
+
+// AddDeny does the same for a rule of egress.deny. Where egress.rules are the
+// built-in ones they stay so. An empty file, or one of comments, then allows
+// nothing.
+func AddDeny(src []byte, host string, port uint16, comment string) ([]byte, error) {
+	return add(src, listDeny, host, port, comment)
+}
+
+func add(src []byte, list, host string, port uint16, comment string) ([]byte, error) {
+	rule, err := newRule(list, host, port)
 	if err != nil {
 		return nil, fmt.Errorf("cannot add a rule for %q: %w", host, err)
 	}
-	want, err := wanted(src, rule)
+	want, err := wanted(src, list, rule)
 	if err != nil {
 		return nil, err
 	}
-	e := newEditor(src, rule, comment)
+	e := newEditor(src, list, rule, comment)
 	for _, c := range e.candidates() {
 		if out := c.apply(src); means(out, want) {
 			return out, nil
 		}
 	}
-	return nil, fmt.Errorf("cannot add the rule to a file of this layout; paste it below egress.rules:\n%s", e.blockItem("  ", "\n"))
+	return nil, fmt.Errorf("cannot add the rule to a file of this layout; paste it below egress.%s:\n%s", list, e.blockItem("  ", "\n"))
 }
 
-// newRule returns the rule to add, if a policy could hold it.
-func newRule(host string, port uint16) (Rule, error) {
+// newRule returns the rule to add, if a list of a policy could hold it.
+func newRule(list, host string, port uint16) (Rule, error) {
 	r := Rule{Ports: []PortRange{{port, port}}}
 	if addr, err := netip.ParseAddr(host); err == nil {
 		addr = addr.Unmap().WithZone("")
@@ -60,7 +77,7 @@ func newRule(host string, port uint16) (Rule, error) {
 		}
 		r.Host = string(w) + name
 	}
-	_, err := Parse("rule", []byte("egress: {rules: ["+flowItem(r)+"]}"))
+	_, err := Parse("rule", []byte("egress: {"+list+": ["+flowItem(r)+"]}"))
 	var f *Fault
 	if errors.As(err, &f) {
 		return r, errors.New(f.Msg)
@@ -69,7 +86,7 @@ func newRule(host string, port uint16) (Rule, error) {
 }
 
 // wanted returns the policy that src has with the rule added.
-func wanted(src []byte, rule Rule) (*Policy, error) {
+func wanted(src []byte, list string, rule Rule) (*Policy, error) {
 	if isEmpty(src) {
 		src = []byte("egress: {rules: []}")
 	}
@@ -80,12 +97,16 @@ func wanted(src []byte, rule Rule) (*Policy, error) {
 	now := time.Now()
 	p.Begin(now, nil)
 	switch v := p.decideRule(rule, now); {
-	case v.Allow && v.Would == "":
+	case list == listRules && v.Allow && v.Would == "", list == listDeny && v.Reason == Denied:
 		return nil, fmt.Errorf("cannot add %s: %w (%s)", rule, ErrAlready, writtenAt(v.Rule))
-	case v.Reason == Denied:
+	case list == listRules && v.Reason == Denied:
 		return nil, fmt.Errorf("cannot add %s: a deny rule beats every other (%s)", rule, writtenAt(v.Rule))
 	}
-	p.Egress.Rules = append(p.Egress.Rules, rule)
+	if list == listDeny {
+		p.Egress.Deny = append(p.Egress.Deny, rule)
+	} else {
+		p.Egress.Rules = append(p.Egress.Rules, rule)
+	}
 	return p, nil
 }
 
@@ -165,6 +186,7 @@ func (ss splices) apply(src []byte) []byte {
 // only and may be wrong: what it proposes is parsed and compared.
 type editor struct {
 	src     []byte
+	list    string // below egress
 	rule    Rule
 	comment string // "  # text" or empty
 	newline string
@@ -174,8 +196,8 @@ type editor struct {
 // maxTries bounds the places that are tried for one rule; each is a parse.
 const maxTries = 16
 
-func newEditor(src []byte, rule Rule, comment string) *editor {
-	e := &editor{src: src, rule: rule, newline: "\n", starts: []int{0}}
+func newEditor(src []byte, list string, rule Rule, comment string) *editor {
+	e := &editor{src: src, list: list, rule: rule, newline: "\n", starts: []int{0}}
 	for i, c := range src {
 		if c == '\n' {
 			e.starts = append(e.starts, i+1)
@@ -206,17 +228,21 @@ func (e *editor) candidates() []splices {
 		return nil
 	}
 	if doc.Kind == 0 || isNull(doc.Content[0]) {
-		return e.atEnd("egress:" + e.newline + "  rules:" + e.newline + e.blockItem("    ", e.newline))
+		text := "egress:" + e.newline
+		if e.list == listDeny {
+			text += "  rules: []" + e.newline
+		}
+		return e.atEnd(text + "  " + e.list + ":" + e.newline + e.blockItem("    ", e.newline))
 	}
 	root := doc.Content[0]
 	_, egress := entry(root, "egress")
 	if egress == nil {
 		return e.newEgress(root)
 	}
-	_, rules := entry(egress, "rules")
+	_, rules := entry(egress, e.list)
 	switch {
 	case rules == nil:
-		return e.newRules(root, egress)
+		return e.newList(root, egress)
 	case rules.Style&yaml.FlowStyle != 0 || len(rules.Content) == 0:
 		return e.intoFlow(rules)
 	}
@@ -236,23 +262,27 @@ func entry(m *yaml.Node, key string) (*yaml.Node, *yaml.Node) {
 	return nil, nil
 }
 
-// newEgress writes egress with the built-in rules and the new one.
+// newEgress writes egress with the list.
 func (e *editor) newEgress(root *yaml.Node) []splices {
 	if root.Style&yaml.FlowStyle != 0 || len(root.Content) == 0 {
-		return e.intoFlowMapping(root, "egress: {rules: ["+e.flowRules()+"]}")
+		return e.intoFlowMapping(root, "egress: {"+e.flowList()+"}")
 	}
 	indent := strings.Repeat(" ", root.Content[0].Column-1)
-	return e.atEnd(indent + "egress:" + e.newline + rulesText(indent+"  ", e.newline) + e.blockItem(indent+"    ", e.newline))
+	return e.atEnd(indent + "egress:" + e.newline + e.blockList(indent+"  "))
 }
 
-// newRules writes the built-in rules and the new one at the head of egress.
-func (e *editor) newRules(root, egress *yaml.Node) []splices {
+// newList writes the list at the head of egress; denials rather at its end.
+func (e *editor) newList(root, egress *yaml.Node) []splices {
 	if egress.Style&yaml.FlowStyle != 0 || len(egress.Content) == 0 {
-		return e.intoFlowMapping(egress, "rules: ["+e.flowRules()+"]")
+		return e.intoFlowMapping(egress, e.flowList())
 	}
 	key, _ := entry(root, "egress")
 	indent := strings.Repeat(" ", egress.Content[0].Column-1)
-	return []splices{{e.afterLine(key.Line, rulesText(indent, e.newline)+e.blockItem(indent+"  ", e.newline))}}
+	head := splices{e.afterLine(key.Line, e.blockList(indent))}
+	if e.list == listRules {
+		return []splices{head}
+	}
+	return append(e.below(lastLine(egress), indent, e.blockList(indent)), head)
 }
 
 // afterBlock adds an item to a list in block style. The end of the last item
@@ -263,13 +293,18 @@ func (e *editor) afterBlock(rules *yaml.Node) []splices {
 	if !ok {
 		return nil
 	}
-	line := lastLine(last)
-	for e.isCommentDeeper(line+1, indent) { // it is about the last item
+	return e.below(lastLine(last), indent, e.blockItem(indent, e.newline))
+}
+
+// below tries text behind a line, with the comments that stand deeper than
+// indent: they are about what is there.
+func (e *editor) below(line int, indent, text string) []splices {
+	for e.isCommentDeeper(line+1, indent) {
 		line++
 	}
 	var tries []splices
 	for ; len(tries) < maxTries && line < len(e.starts); line++ {
-		tries = append(tries, splices{e.afterLine(line, e.blockItem(indent, e.newline))})
+		tries = append(tries, splices{e.afterLine(line, text)})
 	}
 	return tries
 }
@@ -395,13 +430,24 @@ func flowItem(r Rule) string {
 	return fmt.Sprintf("{%s: %s, port: %s}", key, value, r.Ports[0])
 }
 
-// flowRules returns the built-in rules and the new one in flow style.
-func (e *editor) flowRules() string {
+// flowList returns the list in flow style: rules with the built-in ones.
+func (e *editor) flowList() string {
 	var items []string
-	for _, r := range append(defaultRules(), e.rule) {
-		items = append(items, flowItem(r))
+	if e.list == listRules {
+		for _, r := range defaultRules() {
+			items = append(items, flowItem(r))
+		}
 	}
-	return strings.Join(items, ", ")
+	return e.list + ": [" + strings.Join(append(items, flowItem(e.rule)), ", ") + "]"
+}
+
+// blockList does so in block style.
+func (e *editor) blockList(indent string) string {
+	list := indent + e.list + ":" + e.newline
+	if e.list == listRules {
+		list = rulesText(indent, e.newline)
+	}
+	return list + e.blockItem(indent+"  ", e.newline)
 }
 
 // hostKey returns what the rule is for as a key and a value of YAML, quoted

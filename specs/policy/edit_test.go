@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestAddRule adds npm.example.org:443 to files of every layout. "+" marks the
@@ -239,7 +240,7 @@ egress:
 		told      string
 		already   bool
 	}{
-		{src, "A.example.org", 443, "cannot add a.example.org:443: the policy allows it already (line 4)", true},
+		{src, "A.example.org", 443, "cannot add a.example.org:443: the policy says so already (line 4)", true},
 		{src, "x.b.example.org", 443, "already (line 5)", true},
 		{src, "*.b.example.org", 443, "already (line 5)", true},
 		{src, "203.0.113.9", 443, "already (line 6)", true},
@@ -265,10 +266,126 @@ egress:
 	}
 }
 
+// TestAddDeny adds npm.example.org:443 to egress.deny of files of every layout, as
+// TestAddRule does to egress.rules.
+func TestAddDeny(t *testing.T) {
+	for _, c := range []struct{ name, want string }{
+		{"a list", `
+egress:
+  deny:
+    - host: a.example.org   # never
+      # not even so
++    - host: npm.example.org
++      port: 443  # by alice
+  rules:
+    - host: npm.example.org
+      port: 443
+`}, {"no list, at the end of egress", `
+egress:
+  rules:
+  - host: npm.example.org
+    port: 443
+    # about the last
++  deny:
++    - host: npm.example.org
++      port: 443  # by alice
+network: {ingress: none}
+`}, {"no list, behind a value that goes on for lines", `
+egress:
+  rules:
+    - host: npm.example.org
+      port: 443
+      name: "one
+        - host: two"
++  deny:
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"an empty list", `
+egress:
+  rules: []
+  deny: [+{host: npm.example.org, port: 443}+]+  # by alice+
+`}, {"flow style", `
+egress: {+deny: [{host: npm.example.org, port: 443}], +rules: []}
+`}, {"JSON", `
+{"egress": {"rules": [], "deny": [{"host": "a.example.org"}+, {host: npm.example.org, port: 443}+]}}
+`}, {"no egress", `
+version: 1
++egress:
++  deny:
++    - host: npm.example.org
++      port: 443  # by alice
+`}, {"only comments", `
+# nothing yet
++egress:
++  rules: []
++  deny:
++    - host: npm.example.org
++      port: 443  # by alice
+`}} {
+		t.Run(c.name, func(t *testing.T) {
+			src, want := unmark(c.want)
+			for _, edit := range []func(string) string{
+				func(s string) string { return s },
+				func(s string) string { return strings.ReplaceAll(s, "\n", "\r\n") },
+			} {
+				got, err := AddDeny([]byte(edit(src)), "npm.example.org", 443, "by alice")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if string(got) != edit(want) {
+					t.Errorf("\n got %q\nwant %q", got, edit(want))
+				}
+				p := parseT(t, string(got))
+				if v := p.Decide("npm.example.org", 443, Owner{}, time.Now()); v.Reason != Denied {
+					t.Errorf("it is not denied: %+v", v)
+				}
+			}
+		})
+	}
+}
+
+// What is denied already, or can be no rule, is told; what no rule could allow may
+// be denied all the same.
+func TestAddDenyRefuses(t *testing.T) {
+	src := "egress:\n  rules: []\n  deny:\n    - {host: \"**.evil.example\"}\n    - {cidr: 203.0.113.0/24}\n"
+	for _, c := range []struct {
+		src, host string
+		port      uint16
+		told      string
+		already   bool
+	}{
+		{src, "www.evil.example", 443, "cannot add www.evil.example:443: the policy says so already (line 4)", true},
+		{src, "**.evil.example", 443, "already (line 4)", true},
+		{src, "203.0.113.9", 1, "already (line 5)", true},
+		{src, "a b", 443, "a host name holds only", false},
+		{"egress: {rule: []}", "c.example.org", 443, "a policy that has faults:\npolicy:1:10: egress: unknown key", false},
+		{"~", "c.example.org", 443, "paste it below egress.deny:\n  - host: c.example.org\n    port: 443", false},
+	} {
+		out, err := AddDeny([]byte(c.src), c.host, c.port, "")
+		if !told(err, c.told) || out != nil || errors.Is(err, ErrAlready) != c.already {
+			t.Errorf("%s:%d: got %q and %v; want the error to tell %q", c.host, c.port, out, err, c.told)
+		}
+	}
+	for _, host := range []string{"10.1.2.3", "*.example.org", "null"} {
+		if _, err := AddDeny([]byte(src), host, 443, ""); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
+
 // FuzzAddRule: for any file that parses, either the file with one rule more
 // parses, means the same and that rule, and holds every byte of the old one in
 // order; or there is an error and no file.
 func FuzzAddRule(f *testing.F) {
+	fuzzAdd(f, listRules, func(e *Egress) *[]Rule { return &e.Rules })
+}
+
+// FuzzAddDeny is the same for egress.deny.
+func FuzzAddDeny(f *testing.F) {
+	fuzzAdd(f, listDeny, func(e *Egress) *[]Rule { return &e.Deny })
+}
+
+func fuzzAdd(f *testing.F, list string, of func(*Egress) *[]Rule) {
 	for _, pattern := range []string{"testdata/ok/*.yaml", "testdata/err/*.yaml"} {
 		for _, file := range glob(f, pattern) {
 			f.Add(read(f, file), "new.example.org", "a comment")
@@ -278,14 +395,14 @@ func FuzzAddRule(f *testing.F) {
 	f.Add([]byte("egress:\n  rules:\n  - host: a.b\n    port: 1\n    name: |\n      x\n"), "203.0.113.1", "x\u2028y")
 	f.Add([]byte("# nothing\n"), "true", "\n- host: evil.example")
 	f.Fuzz(func(t *testing.T, src []byte, host, comment string) {
-		out, err := AddRule(src, host, 443, comment)
+		out, err := add(src, list, host, 443, comment)
 		if err != nil {
 			if out != nil {
 				t.Fatalf("a file and the error %v", err)
 			}
 			return
 		}
-		rule, err := newRule(host, 443)
+		rule, err := newRule(list, host, 443)
 		if err != nil {
 			t.Fatalf("added %q: %v", host, err)
 		}
@@ -296,7 +413,7 @@ func FuzzAddRule(f *testing.F) {
 		if err != nil {
 			t.Fatalf("added to a file that has faults: %v", err)
 		}
-		before.Egress.Rules = append(before.Egress.Rules, rule)
+		*of(&before.Egress) = append(*of(&before.Egress), rule)
 		after, err := Parse("after", out)
 		if err != nil || !reflect.DeepEqual(after.meaning(), before.meaning()) {
 			t.Fatalf("%q became %q (%v)", src, out, err)
