@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/limits"
+	"nemoclaw/egress/netfilter"
 )
 
 // tableName is the one nftables table of ours, in either namespace.
@@ -475,7 +476,7 @@ var (
 	notrack = words{&expr.Notrack{}}
 
 	// told has the kernel report a packet to the gateway, with its headers.
-	told = words{&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: reportGroup, Snaplen: reportSize}}
+	told = toGroup(reportGroup)
 
 	reset       = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	unreachable = words{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
@@ -484,7 +485,7 @@ var (
 	// Each refusal is counted, and so many a second are told of.
 	counted = words{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: refusedCounter}}
 	seldom  = words{&expr.Limit{Type: expr.LimitTypePkts, Rate: limits.FoldKey, Unit: expr.LimitTimeSecond, Burst: limits.FoldKey}}
-	logged  = words{&expr.Log{Key: 1 << unix.NFTA_LOG_GROUP, Group: RefusedGroup}}
+	logged  = toGroup(RefusedGroup)
 
 	// opening is a TCP segment with SYN and without ACK: RFC 9293, 3.1.
 	opening = words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
@@ -549,6 +550,11 @@ func setMark(m uint32) words {
 
 func setConnMark(m uint32) words {
 	return words{&expr.Immediate{Register: 1, Data: native(m)}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true}}
+}
+
+// toGroup reports a packet to a group of NFLOG, with its headers.
+func toGroup(group uint16) words {
+	return words{&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_SNAPLEN, Group: group, Snaplen: netfilter.PacketSize}}
 }
 
 // setEvents says what the kernel tells of the connection, whatever the sysctl

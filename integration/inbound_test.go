@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -203,24 +204,24 @@ func TestInboundFlood(t *testing.T) {
 	if missed := b.await("what was lost", func(l line) bool { return l.More.Kind == "missed" }); missed.More.Count == 0 {
 		t.Errorf("it does not say how much: %+v", missed)
 	}
-	// It goes on, and knows the next one by name.
-	soon(func() bool {
+	// It goes on, and once it has caught up knows whoever calls by name.
+	named, callers := false, map[string]bool{}
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !named && time.Now().Before(deadline); <-tick.C {
 		c, err := e.Dial(port(8080))
 		e.must(err)
-		defer c.Close()
-		from := c.LocalAddr().String()
 		_, err = io.ReadAll(c)
-		e.must(err)
-		found := false
-		soon(func() bool {
-			for _, l := range b.calls() {
-				at, _ := l.ends()
-				found = found || at.String() == from
-			}
-			return found
-		})
-		return found
-	})
+		e.must(errors.Join(err, c.Close()))
+		callers[c.LocalAddr().String()] = true
+		for _, l := range b.calls() {
+			from, _ := l.ends()
+			named = named || callers[from.String()]
+		}
+	}
+	if !named {
+		t.Error("no caller is known by name any more")
+	}
 
 	if got := b.nemoclaw(nil, "delete", "--force", b.id); got.code != 0 {
 		t.Fatalf("delete: %s", got)
@@ -245,6 +246,19 @@ func TestInboundFlood(t *testing.T) {
 	}
 }
 
+// Whichever container of a pod is called, the pod's log tells.
+func TestInboundToAPod(t *testing.T) {
+	e := newEarth(t)
+	b, _ := e.called("")
+	b.mate().up().want("ok", "echo tcp4 0.0.0.0:8080")
+	c := e.chat("tcp", port(8080))
+	b.about(c, "allow")
+	c.Close()
+	if end := b.about(c, "end"); end.Traffic.In == 0 || end.Traffic.Out == 0 {
+		t.Errorf("its end: %+v", end)
+	}
+}
+
 // A gateway that takes the place of a lost one finds what is open, under the same
 // name, with all of its bytes.
 func TestInboundAfterRepair(t *testing.T) {
@@ -258,6 +272,9 @@ func TestInboundAfterRepair(t *testing.T) {
 	if got := b.nemoclaw(nil, "repair", b.id); got.code != 0 {
 		t.Fatalf("repair: %s", got)
 	}
+	b.await("what was missed", func(l line) bool {
+		return l.More.Kind == "missed" && strings.Contains(l.Message, "while the gateway was lost")
+	})
 	again := b.await("it again", func(l line) bool { return l.Metadata.UID == begin.Metadata.UID && l.More.Detail != "" })
 	if again.More.Verdict != "allow" || !strings.Contains(again.More.Detail, "open when the gateway began") {
 		t.Errorf("found again: %+v", again)

@@ -247,7 +247,7 @@ const (
 	KindWorker    = "worker"    // the gateway's worker ended or came back
 	KindJoined    = "joined"    // one more container lives behind the gateway
 	KindLeft      = "left"      // one less, and not the last
-	KindMissed    = "missed"    // denials may have happened of which nothing is known
+	KindMissed    = "missed"    // what may have happened of which nothing is known
 	KindEnd       = "end"       // the last line of a sandbox
 )
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,15 +46,16 @@ type book struct {
 	got   uint64
 }
 
-// ends name a connection while it lives.
+// ends name a connection. Between the same two there may be another one already
+// when the kernel tells the end of the first: only its number is another.
 type ends struct {
 	proto    uint8
 	from, to netip.AddrPort
+	id       uint32
 }
 
 // passing is an open connection with lines of its own.
 type passing struct {
-	id    uint32 // the kernel's
 	begun time.Time
 	ended time.Time // zero while it is open
 }
@@ -63,7 +63,6 @@ type passing struct {
 // leaving is a connection that is over, of which the kernel has not told the end.
 type leaving struct {
 	ends
-	id uint32
 	at time.Time
 }
 
@@ -80,21 +79,22 @@ type fold struct {
 	in, out netfilter.Count
 }
 
+// flow is all that is known of a connection of which the kernel tells nothing.
+func (e ends) flow() *netfilter.Flow {
+	return &netfilter.Flow{ID: e.id, Proto: e.proto, From: e.from, To: e.to}
+}
+
 func newBook(id, rule string, write func(...audit.Entry) error) book {
 	return book{id: id, rule: rule, write: write, open: map[ends]passing{}, folds: map[foldKey]*fold{}, tally: map[decided]uint64{}}
 }
 
-func endsOf(f *netfilter.Flow) ends { return ends{f.Proto, f.From, f.To} }
+func endsOf(f *netfilter.Flow) ends { return ends{f.Proto, f.From, f.To, f.ID} }
 
 // heard takes what the kernel tells of a connection, and says whether it is to
 // be cut, because it cannot be written down.
 func (b *book) heard(f *netfilter.Flow) (cut bool) {
 	at := endsOf(f)
 	known, ok := b.open[at]
-	if ok && known.id != f.ID { // another one between the same ends
-		b.unseen(at)
-		ok = false
-	}
 	switch {
 	case f.Over && ok:
 		delete(b.open, at)
@@ -107,7 +107,7 @@ func (b *book) heard(f *netfilter.Flow) (cut bool) {
 	case ok && f.State.Done() && known.ended.IsZero():
 		known.ended = time.Now()
 		b.open[at] = known
-		b.closing = append(b.closing, leaving{at, f.ID, known.ended})
+		b.closing = append(b.closing, leaving{at, known.ended})
 	case !ok && (f.Proto == unix.IPPROTO_UDP || f.State == netfilter.Established):
 		return !b.begin(f, "")
 	}
@@ -121,8 +121,8 @@ func (b *book) leave(before time.Time) (over []*netfilter.Flow) {
 	for len(b.closing) > 0 && !b.closing[0].at.After(before) {
 		l := b.closing[0]
 		b.closing = b.closing[1:]
-		if b.open[l.ends].id == l.id {
-			over = append(over, &netfilter.Flow{ID: l.id, Proto: l.proto, From: l.from, To: l.to})
+		if _, ok := b.open[l.ends]; ok {
+			over = append(over, l.flow())
 		}
 	}
 	return over
@@ -147,7 +147,7 @@ func (b *book) begin(f *netfilter.Flow, detail string) bool {
 		return false
 	}
 	b.count(control.Allow, "", 1)
-	b.open[endsOf(f)] = passing{id: f.ID, begun: begun}
+	b.open[endsOf(f)] = passing{begun: begun}
 	return true
 }
 
@@ -171,14 +171,14 @@ func (b *book) end(f *netfilter.Flow, known passing) {
 	_ = b.write(n) // its fault shows in Status
 }
 
-// unseen ends a connection whose end the kernel could not tell.
+// unseen ends a connection whose end the kernel has not told yet.
 func (b *book) unseen(at ends) {
 	known := b.open[at]
 	delete(b.open, at)
-	n := b.line(control.End, "", &netfilter.Flow{ID: known.id, Proto: at.proto, From: at.from, To: at.to})
+	n := b.line(control.End, "", at.flow())
 	n.StartTime = known.begun.UnixMilli()
 	n.StatusID = 2
-	n.Unmapped.Detail = "what the kernel said of its end, and of its bytes, was lost"
+	n.Unmapped.Detail = "what the kernel says of its end, and of its bytes, was not heard"
 	b.count(control.End, "", 1)
 	_ = b.write(n)
 }
@@ -206,9 +206,9 @@ func (b *book) fail(f *netfilter.Flow) {
 
 // refused writes down what the policy does not let in. The kernel tells of some,
 // and counts all: flush.
-func (b *book) refused(r *netfilter.Refusal) {
+func (b *book) refused(p *netfilter.Packet) {
 	b.unsaid--
-	n := b.line(control.Refuse, notAdmitted, &netfilter.Flow{Proto: r.Proto, From: r.From, To: r.To})
+	n := b.line(control.Refuse, notAdmitted, &netfilter.Flow{Proto: p.Proto, From: p.From, To: p.To})
 	n.Metadata.UID = ""
 	b.count(control.Refuse, notAdmitted, 1)
 	_ = b.write(n)
@@ -264,26 +264,18 @@ func (b *book) busy(gap bool) bool {
 	return gap || len(b.folds) > 0 || len(b.closing) > 0 || b.begun > 0 || b.failed > 0 || b.unsaid != 0
 }
 
-// known are the connections that have lines of their own.
-func (b *book) known() []ends { return slices.Collect(maps.Keys(b.open)) }
-
-// compare ends those of before, which were known before the kernel listed live,
-// that it does not list any more.
-func (b *book) compare(before []ends, live []*netfilter.Flow) {
-	lives := map[ends]uint32{}
-	b.others = 0
+// compare takes what the kernel lists, after something was not heard, and returns
+// how many connections are open that no line has told of.
+func (b *book) compare(live []*netfilter.Flow) (unknown int) {
+	others := 0
 	for _, f := range live {
-		lives[endsOf(f)] = f.ID
 		if _, ok := b.open[endsOf(f)]; !ok && (f.Proto == unix.IPPROTO_UDP || f.State.Open()) {
-			b.others++
+			others++
 		}
 	}
-	for _, at := range before {
-		known, open := b.open[at]
-		if id, alive := lives[at]; open && (!alive || id != known.id) {
-			b.unseen(at)
-		}
-	}
+	unknown = max(others-b.others, 0)
+	b.others = others
+	return unknown
 }
 
 // endAll ends every connection, with what the kernel knows of those that live.
@@ -291,7 +283,7 @@ func (b *book) endAll(live map[ends]*netfilter.Flow) {
 	for at, f := range live {
 		known, ok := b.open[at]
 		switch {
-		case ok && known.id == f.ID:
+		case ok:
 			delete(b.open, at)
 			b.end(f, known)
 		case f.Proto == unix.IPPROTO_TCP && !f.Agreed():

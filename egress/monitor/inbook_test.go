@@ -208,26 +208,37 @@ func TestInboundTableIsBounded(t *testing.T) {
 	}
 }
 
-// What is lost on the way is not silently so.
-func TestInboundEndUnseen(t *testing.T) {
+// After something was not heard it is known what is open, and what is not heard
+// of until the sandbox's end is not silently so.
+func TestInboundUnheard(t *testing.T) {
 	s := newShelf(t)
 	s.heardAll(call(1, netfilter.Established), call(2, netfilter.Established))
-	before := s.known()
-	s.heardAll(call(3, netfilter.Established)) // after the kernel was asked
 	s.took()
-	s.compare(before, []*netfilter.Flow{call(2, netfilter.Established), call(4, netfilter.Established)})
-	if n := s.one("end", ""); n.Src.Port != 2001 || n.Traffic != nil || n.Unmapped.Detail == "" || n.StatusID != 2 {
-		t.Errorf("the end that was lost: %+v", n)
+	datagrams := call(5, 0)
+	datagrams.Proto = unix.IPPROTO_UDP
+	live := []*netfilter.Flow{call(2, netfilter.Established), call(3, netfilter.FinWait), call(4, netfilter.TimeWait), datagrams}
+	if n := s.compare(live); n != 2 || s.counts().open != 4 {
+		t.Errorf("%d are open that no line has told of, and %d in all", n, s.counts().open)
 	}
-	if s.others != 1 {
-		t.Errorf("%d are open that have no lines", s.others)
+	if n := s.compare(live); n != 0 {
+		t.Errorf("once more there are %d", n)
 	}
-	// Another one between the same ends is another one.
-	again := call(2, netfilter.Established)
+	s.endAll(map[ends]*netfilter.Flow{endsOf(call(2, 0)): call(2, netfilter.Established)})
+	if lines := s.took(); len(lines) != 2 || lines[1].Src.Port != 2001 || lines[1].Traffic != nil || lines[1].Unmapped.Detail == "" || lines[1].StatusID != 2 {
+		t.Errorf("the end that was not heard: %+v", lines)
+	}
+}
+
+// Another connection between the same ends is another one, also while the end of
+// the first is still to be told.
+func TestInboundSameEnds(t *testing.T) {
+	s := newShelf(t)
+	again := call(1, netfilter.Established)
 	again.ID++
-	s.heardAll(again)
-	if lines := s.took(); len(lines) != 2 || lines[0].Unmapped.Verdict != "end" || lines[1].Unmapped.Verdict != "allow" {
-		t.Errorf("the same ends again: %+v", lines)
+	s.heardAll(call(1, netfilter.Established), again, over(1))
+	lines := s.took()
+	if len(lines) != 3 || lines[2].Unmapped.Verdict != "end" || lines[2].Metadata.UID != lines[0].Metadata.UID || lines[1].Metadata.UID == lines[0].Metadata.UID || len(s.open) != 1 {
+		t.Errorf("%d are open; the log has %+v", len(s.open), lines)
 	}
 }
 
@@ -248,7 +259,7 @@ func TestInboundUnrecorded(t *testing.T) {
 // what it tells.
 func TestInboundRefusals(t *testing.T) {
 	s := newShelf(t)
-	r := &netfilter.Refusal{Proto: unix.IPPROTO_UDP, From: netip.MustParseAddrPort("203.0.113.9:4000"), To: netip.MustParseAddrPort("172.17.0.2:53")}
+	r := &netfilter.Packet{Proto: unix.IPPROTO_UDP, From: netip.MustParseAddrPort("203.0.113.9:4000"), To: netip.MustParseAddrPort("172.17.0.2:53")}
 	for range 20 {
 		s.refused(r)
 	}

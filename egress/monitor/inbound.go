@@ -29,11 +29,12 @@ type inbound struct {
 	asking sync.Mutex // one question to the kernel at a time
 
 	mu    sync.Mutex
+	again bool // a gateway before this one was lost
 	begun bool // once, and not after the end
 	ended bool
 	book  book
 	tick  *time.Timer // nil: nothing is counted that is not written
-	lost  uint32      // messages that the kernel could not leave with us, as far as it is written
+	lost  uint32      // messages that were not heard, as far as it is written
 	gap   bool        // some were, since the last tick
 	// uncounted says that only refusals of which the kernel tells are known.
 	uncounted bool
@@ -60,9 +61,10 @@ func (in *inbound) begin(m *Monitor, links int) {
 	if in.flows, in.refusals, err = m.Inbound(m.uplink); err != nil {
 		m.note(err.Error())
 	}
+	if in.again {
+		_ = m.log.Append(m.change(audit.KindMissed, "connections from outside that began or ended while the gateway was lost are not in the log, but for those that are open now"))
+	}
 	if in.flows != nil {
-		// Those that are open already began before a monitor that was lost ended,
-		// or since, or before the program ran.
 		live, err := in.list()
 		if err != nil {
 			m.note(err.Error())
@@ -125,10 +127,10 @@ func (in *inbound) forget(list []*netfilter.Flow) {
 
 func (in *inbound) readRefusals() {
 	for {
-		err := in.refusals.Next(func(r netfilter.Refusal) {
+		err := in.refusals.Next(func(p netfilter.Packet) {
 			in.mu.Lock()
 			defer in.mu.Unlock()
-			in.book.refused(&r)
+			in.book.refused(&p)
 			in.later()
 		})
 		if errors.Is(err, unix.ENOBUFS) {
@@ -168,7 +170,7 @@ func (in *inbound) later() {
 // flush writes down what was counted.
 func (in *inbound) flush() {
 	in.mu.Lock()
-	gap, before := in.gap, in.book.known()
+	gap := in.gap
 	over := in.book.leave(time.Now().Add(-limits.InboundLinger))
 	in.mu.Unlock()
 	in.forget(over)
@@ -183,28 +185,25 @@ func (in *inbound) flush() {
 		return
 	}
 	in.tick = nil
+	if err != nil {
+		in.m.note(err.Error())
+	}
 	if gap {
-		in.gap = false
-		in.missed(err)
-		if err == nil {
-			in.book.compare(before, live)
-		}
+		in.missed(in.book.compare(live))
 	}
 	in.book.flush(in.countRefused())
 	in.later()
 }
 
-// missed writes down that something was not heard. in.mu is held.
-func (in *inbound) missed(err error) {
+// missed writes down that something was not heard, and how many connections are
+// open of which no line tells. in.mu is held.
+func (in *inbound) missed(unknown int) {
+	in.gap = false
 	lost := in.flows.Lost()
 	n := int(lost - in.lost)
 	in.lost = lost
 	in.book.lost += uint64(n)
-	text := fmt.Sprintf("%d messages of the kernel about connections from outside were lost: some may not be in the log", n)
-	if err != nil {
-		text += ", and " + err.Error()
-	}
-	line := in.m.change(audit.KindMissed, text)
+	line := in.m.change(audit.KindMissed, fmt.Sprintf("%d messages of the kernel about connections from outside were not heard in time; %d are open that no line has told of, and others may be in the log only with their ends", n, unknown))
 	line.Unmapped.Count = n
 	_ = in.m.log.Append(line) // its fault shows in Status
 }
@@ -253,7 +252,7 @@ func (in *inbound) end() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.refusals != nil {
-		_ = in.refusals.Drain(func(r netfilter.Refusal) { in.book.refused(&r) }) // the rest is counted
+		_ = in.refusals.Drain(func(p netfilter.Packet) { in.book.refused(&p) }) // the rest is counted
 	}
 	if in.flows != nil {
 		in.endFlows()
@@ -277,7 +276,7 @@ func (in *inbound) endFlows() {
 		in.book.heard(&f)
 	})
 	if err != nil || in.gap {
-		in.missed(nil)
+		in.missed(0)
 	}
 	in.book.endAll(live)
 }

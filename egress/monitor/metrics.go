@@ -70,7 +70,7 @@ var metrics = []metric{
 	{"nemoclaw_inbound_bytes_total", "counter", "Bytes of IP packets of connections from outside that have ended, by direction as the sandbox sees it.", func(s *snapshot) []sample {
 		return []sample{{[]string{"direction", "out"}, float64(s.inbound.sent)}, {[]string{"direction", "in"}, float64(s.inbound.got)}}
 	}},
-	{"nemoclaw_inbound_lost_total", "counter", "Messages of the kernel about connections from outside that were lost.", one(func(s *snapshot) float64 { return float64(s.inbound.lost) })},
+	{"nemoclaw_inbound_lost_total", "counter", "Messages of the kernel about connections from outside that were not heard in time.", one(func(s *snapshot) float64 { return float64(s.inbound.lost) })},
 	{"nemoclaw_dns_questions_total", "counter", "Questions of the sandbox, by the answer.", func(s *snapshot) []sample { return by("answer", s.dns) }},
 	{"nemoclaw_policy_generation", "gauge", "Generation of the rules in force.", one(func(s *snapshot) float64 { return float64(s.status.Generation) })},
 	{"nemoclaw_policy_fault", "gauge", "1 while the policy file is not in force as it stands.", one(func(s *snapshot) float64 { return truth(s.status.PolicyFault != "") })},

@@ -338,6 +338,7 @@ func (m *Monitor) commitAgain(c *control.Commit, files []*os.File) error {
 	if len(files) != 1 {
 		return errors.New("cannot commit: a ruleset cannot come a second time")
 	}
+	m.inbound.again = true
 	if m.attached.PolicyFile != "" {
 		_, _ = m.reload() // its fault shows in Status and in the log
 	}

@@ -20,6 +20,8 @@
 //
 // # Losses
 //
-// A socket that is not read in time loses messages. The kernel says that and how
-// many (SO_MEMINFO); what is open now can be listed anew.
+// What a socket has no room for, because it is not read in time, is lost. The
+// kernel says that and how many messages they were (SO_MEMINFO). Ends of flows it
+// tells again until there is room, so that no flow ends unheard; what is open can
+// be listed anew.
 package netfilter

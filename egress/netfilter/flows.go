@@ -28,11 +28,16 @@ type Flows struct {
 // thread's network namespace. Those that are listed have a mark that is mark
 // under mask.
 func OpenFlows(mark, mask uint32) (*Flows, error) {
-	events, err := open(unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY)
+	events, err := open(room, unix.NFNLGRP_CONNTRACK_NEW, unix.NFNLGRP_CONNTRACK_UPDATE, unix.NFNLGRP_CONNTRACK_DESTROY)
 	if err != nil {
 		return nil, failed("hear of connections", err)
 	}
-	requests, err := open()
+	requests, err := open(room)
+	if err == nil {
+		if err = events.insist(); err != nil {
+			requests.Close()
+		}
+	}
 	if err != nil {
 		events.Close()
 		return nil, failed("hear of connections", err)
@@ -51,7 +56,8 @@ func (f *Flows) Close() {
 }
 
 // Next waits until the kernel tells of flows, and passes them on.
-// unix.ENOBUFS says that some were lost: List tells which are open.
+// unix.ENOBUFS says that some messages found no room: List tells which are open.
+// Ends are told again until they do.
 // os.ErrClosed says that Stop or Close was called.
 func (f *Flows) Next(each func(Flow)) error {
 	if err := f.events.receive(told(each)); err != nil {
@@ -84,7 +90,7 @@ func told(each func(Flow)) func(uint16, uint32, []byte) error {
 	}
 }
 
-// Lost is how many messages Next has lost so far.
+// Lost is how many messages found no room so far.
 func (f *Flows) Lost() uint32 { return f.events.Lost() }
 
 // List passes on every flow with the mark that the kernel knows, with what has

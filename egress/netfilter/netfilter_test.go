@@ -2,10 +2,12 @@ package netfilter
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
 	"testing"
 
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -97,41 +99,71 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
+// packet is the head of one of IP, as the kernel tells of it.
+func packet(t testing.TB, number uint32, b []byte) []byte {
+	t.Helper()
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: 1, Data: []byte{8, 0, 1, 0}}, // NFULA_PACKET_HDR
+		{Type: logPayload, Data: b},
+		{Type: logNumber, Data: binary.BigEndian.AppendUint32(nil, number)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(nfgen(7), attrs...)
+}
+
 var (
-	syn4 = []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 203, 0, 113, 9, 172, 17, 0, 2, 0x1f, 0x90, 0, 80}
-	udp6 = append(append([]byte{0x60, 0, 0, 0, 0, 8, 17, 64}, bytes.Repeat([]byte{0x20, 1}, 16)...), 0, 53, 0xff, 0xff)
+	syn4  = []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 203, 0, 113, 9, 172, 17, 0, 2, 0x1f, 0x90, 0, 80}
+	udp6  = append(append([]byte{0x60, 0, 0, 0, 0, 8, 17, 64}, bytes.Repeat([]byte{0x20, 1}, 16)...), 0, 53, 0xff, 0xff)
+	icmp4 = bytes.Replace(syn4, []byte{64, 6}, []byte{64, 1}, 1)
+	later = bytes.Replace(syn4, []byte{0, 40, 0, 0, 0, 0}, []byte{0, 40, 0, 0, 0, 9}, 1) // a fragment
 )
 
 func TestParsePacket(t *testing.T) {
 	for _, c := range []struct {
-		packet []byte
-		want   Refusal
-		ok     bool
+		packet   []byte
+		proto    uint8
+		from, to string
+		ok       bool
 	}{
-		{syn4, Refusal{6, netip.MustParseAddrPort("203.0.113.9:8080"), netip.MustParseAddrPort("172.17.0.2:80")}, true},
-		{udp6, Refusal{17, netip.MustParseAddrPort("[2001:2001:2001:2001:2001:2001:2001:2001]:53"), netip.MustParseAddrPort("[2001:2001:2001:2001:2001:2001:2001:2001]:65535")}, true},
-		{syn4[:23], Refusal{}, false},
-		{udp6[:43], Refusal{}, false},
-		{append([]byte{0x4f}, syn4[1:]...), Refusal{}, false},                    // a head longer than the packet
-		{append([]byte{0x41}, syn4[1:]...), Refusal{}, false},                    // and one shorter than any
-		{append([]byte{0x75}, syn4[1:]...), Refusal{}, false},                    // of no version
-		{bytes.Replace(syn4, []byte{64, 6}, []byte{64, 1}, 1), Refusal{}, false}, // ICMP
-		{nil, Refusal{}, false},
+		{syn4, 6, "203.0.113.9:8080", "172.17.0.2:80", true},
+		{udp6, 17, "[2001:2001:2001:2001:2001:2001:2001:2001]:53", "[2001:2001:2001:2001:2001:2001:2001:2001]:65535", true},
+		{icmp4, 1, "203.0.113.9:0", "172.17.0.2:0", true},
+		{later, 6, "203.0.113.9:0", "172.17.0.2:0", true},
+		{syn4[:23], 6, "203.0.113.9:0", "172.17.0.2:0", true},
+		{append([]byte{0x4f}, syn4[1:]...), 6, "203.0.113.9:0", "172.17.0.2:0", true}, // a head longer than the packet
+		{syn4[:19], 0, "", "", false},
+		{udp6[:39], 0, "", "", false},
+		{append([]byte{0x75}, syn4[1:]...), 0, "", "", false}, // of no version
+		{nil, 0, "", "", false},
 	} {
-		if got, ok := parsePacket(c.packet); got != c.want || ok != c.ok {
-			t.Errorf("% x: %+v, %v", c.packet, got, ok)
+		p, ok := ParsePacket(msgLogPacket, packet(t, 12, c.packet))
+		if ok != c.ok || ok && (p.Number != 12 || p.Proto != c.proto || p.From.String() != c.from || p.To.String() != c.to) {
+			t.Errorf("% x: %+v, %v", c.packet, p, ok)
+		}
+		if _, ok := ParsePacket(msgFlowNew, packet(t, 12, c.packet)); ok {
+			t.Error("another message passes for one")
 		}
 	}
 }
 
-// FuzzPacket: a stranger's bytes are TCP or UDP between two ends, or nothing.
+// FuzzPacket: whatever a stranger's bytes are, they are understood or left out,
+// and ports are those of protocols that have some.
 func FuzzPacket(f *testing.F) {
-	f.Add(syn4)
-	f.Add(udp6)
+	for _, b := range [][]byte{syn4, udp6, icmp4, later, {0x4f, 0}, {}} {
+		f.Add(packet(f, 1, b))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, ok := parsePacket(b)
-		if ok != (r != Refusal{}) || ok && (!r.From.IsValid() || !r.To.IsValid() || r.Proto != unix.IPPROTO_TCP && r.Proto != unix.IPPROTO_UDP) {
-			t.Errorf("%+v, %v", r, ok)
+		p, ok := ParsePacket(msgLogPacket, b)
+		if !ok {
+			return
+		}
+		if !p.From.Addr().IsValid() || p.From.Addr().Is4() != p.To.Addr().Is4() {
+			t.Errorf("%+v", p)
+		}
+		if (p.From.Port() != 0 || p.To.Port() != 0) && !hasPorts(p.Proto) {
+			t.Errorf("%+v has ports", p)
 		}
 	})
 }

@@ -35,9 +35,10 @@ type socket struct {
 	seq  uint32
 }
 
-// open opens a socket in the thread's namespace and joins groups (the numbers of
-// enum nfnetlink_groups). It takes CAP_NET_ADMIN there.
-func open(groups ...int) (*socket, error) {
+// open opens a socket in the thread's namespace, with room bytes for what is not
+// read yet, and joins groups (the numbers of enum nfnetlink_groups). It takes
+// CAP_NET_ADMIN there.
+func open(room int, groups ...int) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
@@ -61,6 +62,17 @@ func open(groups ...int) (*socket, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// insist has the kernel keep a flow that is over until it could tell of it
+// (netlink(7), NETLINK_BROADCAST_ERROR).
+func (s *socket) insist() (err error) {
+	if cerr := s.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_NETLINK, unix.NETLINK_BROADCAST_ERROR, 1)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // Close ends a read that waits, too.

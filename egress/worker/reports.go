@@ -1,37 +1,21 @@
 package worker
 
 import (
-	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
 	"strconv"
 	"syscall"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"nemoclaw/egress/control"
+	"nemoclaw/egress/netfilter"
 	"nemoclaw/specs/policy"
 )
 
 // Whatever a program sends but TCP and questions, the fence refuses by itself and
 // reports (NFLOG): this is where it gets its name and its record.
-
-// report is what the kernel says of a refused packet.
-type report struct {
-	number   uint32 // rises by one
-	proto    int    // of IP
-	src, dst netip.AddrPort
-}
-
-// From linux/netfilter/nfnetlink_log.h.
-const (
-	reportType    = unix.NFNL_SUBSYS_ULOG << 8 // NFULNL_MSG_PACKET
-	reportHeader  = 4                          // nfgenmsg
-	reportPayload = 9                          // NFULA_PAYLOAD: from the header of IP on
-	reportNumber  = 12                         // NFULA_SEQ
-)
 
 // maxReport is room for several reports, in bytes; the kernel hands over each by
 // itself.
@@ -55,9 +39,9 @@ func (s *server) hearReports(f *os.File) {
 			continue
 		}
 		for _, m := range messages {
-			if r, ok := parseReport(m); ok {
-				s.reportsLost(in.lost(r.number))
-				s.packetRefused(r)
+			if p, ok := netfilter.ParsePacket(m.Header.Type, m.Data); ok {
+				s.reportsLost(in.lost(p.Number))
+				s.packetRefused(p)
 			}
 		}
 	}
@@ -87,73 +71,17 @@ func (r *reports) lost(number uint32) uint32 {
 	return n
 }
 
-func parseReport(m syscall.NetlinkMessage) (r report, ok bool) {
-	if m.Header.Type != reportType || len(m.Data) < reportHeader {
-		return r, false
-	}
-	ad, err := netlink.NewAttributeDecoder(m.Data[reportHeader:])
-	if err != nil {
-		return r, false
-	}
-	ad.ByteOrder = binary.BigEndian
-	for ad.Next() {
-		switch ad.Type() {
-		case reportNumber:
-			r.number = ad.Uint32()
-		case reportPayload:
-			ok = r.parsePacket(ad.Bytes())
-		}
-	}
-	return r, ok && ad.Err() == nil
-}
-
-// parsePacket reads the headers of a packet: RFC 791, 3.1; RFC 8200, 3. Ports are
-// 0 where there are none, as in a later fragment, or behind extension headers,
-// which take a capability to send.
-func (r *report) parsePacket(b []byte) bool {
-	var src, dst netip.Addr
-	var rest []byte
-	switch {
-	case len(b) >= 20 && b[0]>>4 == 4:
-		r.proto = int(b[9])
-		src, dst = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
-		if offset := binary.BigEndian.Uint16(b[6:]) & 0x1fff; offset == 0 {
-			rest = b[min(int(b[0]&15)*4, len(b)):]
-		}
-	case len(b) >= 40 && b[0]>>4 == 6:
-		r.proto = int(b[6])
-		src, dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
-		rest = b[40:]
-	default:
-		return false
-	}
-	var ports [2]uint16
-	if hasPorts(r.proto) && len(rest) >= 4 {
-		ports = [2]uint16{binary.BigEndian.Uint16(rest), binary.BigEndian.Uint16(rest[2:])}
-	}
-	r.src, r.dst = netip.AddrPortFrom(src, ports[0]), netip.AddrPortFrom(dst, ports[1])
-	return true
-}
-
-func hasPorts(proto int) bool {
-	switch proto {
-	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_UDPLITE, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
-		return true
-	}
-	return false
-}
-
 // packetRefused records a packet, by the name that its address stands for.
-func (s *server) packetRefused(p report) {
+func (s *server) packetRefused(p netfilter.Packet) {
 	r := control.Record{
-		Verdict: control.Refuse, Proto: control.ProtoName(p.proto), Reason: string(policy.UnsupportedType),
-		Detail: "only TCP passes, and questions to a name server", Src: p.src, Dst: p.dst, Addr: p.dst, Port: p.dst.Port(),
-		Host: p.dst.Addr().String(),
+		Verdict: control.Refuse, Proto: control.ProtoName(int(p.Proto)), Reason: string(policy.UnsupportedType),
+		Detail: "only TCP passes, and questions to a name server", Src: p.From, Dst: p.To, Addr: p.To, Port: p.To.Port(),
+		Host: p.To.Addr().String(),
 	}
-	if p.proto == unix.IPPROTO_TCP {
+	if p.Proto == unix.IPPROTO_TCP {
 		r.Detail = "only what is routed through the gateway passes"
 	}
-	if host, ok := s.pool.Name(p.dst.Addr()); ok {
+	if host, ok := s.pool.Name(p.To.Addr()); ok {
 		r.Host, r.Addr = host, netip.AddrPort{}
 	}
 	s.fenceRefused(r)
