@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,8 @@ import (
 
 	oci "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"nemoclaw/egress/audit"
 )
 
 // patience is how long anything may take before a test calls it hung. Nothing
@@ -776,8 +779,27 @@ func (b *box) close() {
 	for _, what := range b.leftovers() {
 		t.Errorf("left behind: %s", what)
 	}
+	b.checkLines()
 	if err := os.RemoveAll(b.dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// checkLines compares every line of the audit logs with what OCSF says of it,
+// but for those that a test has broken.
+func (b *box) checkLines() {
+	files, _ := filepath.Glob(b.path("log/*.jsonl*"))
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		for line := range bytes.Lines(text) {
+			var l struct{ Metadata struct{ Sequence int } }
+			if json.Unmarshal(line, &l) != nil || l.Metadata.Sequence == 0 {
+				continue
+			}
+			for _, fault := range audit.Conforms(line) {
+				b.t.Errorf("%s in the line %s", fault, line)
+			}
+		}
 	}
 }
 

@@ -46,7 +46,7 @@ var deps = map[string][]string{
 	"cmd/nemoclawctl":                 {"egress/control", "egress/audit", "egress/kaudit", "hooks/proof", "specs/policy", "specs/settings"},
 	"cmd/containerd-shim-nemoclaw-v1": {},
 
-	"integration":         {"integration/world", "integration/escape", "egress/kaudit"},
+	"integration":         {"integration/world", "integration/escape", "egress/kaudit", "egress/audit"},
 	"integration/escape":  {},
 	"integration/world":   {},
 	"integration/probe":   {},

@@ -255,6 +255,9 @@ func quoted(s string) string {
 // processName is an executable, or the name that a process gave itself, and its
 // number.
 func processName(a *audit.Actor) string {
+	if a.Process.IsZero() {
+		return a.AppName
+	}
 	name := a.Process.Name
 	if a.Process.File != nil {
 		name = a.Process.File.Path

@@ -361,7 +361,7 @@ func TestAgentTextIsHarmless(t *testing.T) {
 	hostile := "a\x1b[2Jb\u202etxt.exe\u2066\u2028\u0085\x7f\x9b\xff\x00\r\n\"}\u200b\U000e0041é"
 	n := NewNetwork("web", ActivityRefuse)
 	n.Dst = &Endpoint{Hostname: hostile}
-	n.Actor = &Actor{Process{Name: hostile, File: &File{hostile}}}
+	n.Actor = &Actor{Process: Process{Name: hostile, File: NewFile(hostile)}}
 	n.Unmapped.Detail = hostile
 	line, err := encode(nil, n, 1, genesis, time.Now())
 	must(t, err)

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"fmt"
+	"path"
 	"time"
 )
 
@@ -37,6 +38,8 @@ type Metadata struct {
 	Product  Product `json:"product"`
 	UID      string  `json:"uid,omitempty"` // the request: joins the lines of one connection
 	Sequence uint64  `json:"sequence"`
+	// Profiles name what of OCSF's is said beside the class.
+	Profiles []string `json:"profiles,omitempty"`
 }
 
 // Product is the writer.
@@ -113,7 +116,8 @@ type NetworkMore struct {
 
 // Actor is who opened the connection.
 type Actor struct {
-	Process Process `json:"process"`
+	AppName string  `json:"app_name,omitempty"` // in place of a process that is not known
+	Process Process `json:"process,omitzero"`
 }
 
 // Process is a program in the sandbox. Its name is its own claim; the file is the
@@ -129,6 +133,11 @@ type Process struct {
 	Ancestry  []Ancestor `json:"ancestry,omitempty"` // nearest first
 }
 
+// IsZero tells whether no process is meant.
+func (p Process) IsZero() bool {
+	return p.PID == 0 && p.Name == "" && p.File == nil && p.User == nil && p.Container == nil && len(p.Ancestry) == 0
+}
+
 // Container is one behind a gateway (OCSF's container profile).
 type Container struct {
 	UID string `json:"uid"`
@@ -136,7 +145,14 @@ type Container struct {
 
 // File is an executable.
 type File struct {
-	Path string `json:"path"`
+	Name   string `json:"name"` // the end of its path
+	Path   string `json:"path"`
+	TypeID int    `json:"type_id"` // 1: a regular file
+}
+
+// NewFile returns the executable of a path.
+func NewFile(executable string) *File {
+	return &File{Name: path.Base(executable), Path: executable, TypeID: 1}
 }
 
 // User is the owner of a process.
@@ -154,6 +170,8 @@ type Endpoint struct {
 	Hostname string `json:"hostname,omitempty"`
 	IP       string `json:"ip,omitempty"`
 	Port     uint16 `json:"port,omitempty"`
+	SvcName  string `json:"svc_name,omitempty"` // of one that has neither name nor address
+	UID      string `json:"uid,omitempty"`      // the sandbox, of which nothing else is known
 }
 
 // Connection is the protocol, and who called whom.
@@ -284,9 +302,15 @@ type Link struct {
 // link finds the field to fill in.
 func (l *Link) link() *Link { return l }
 
+// profiles are those of what programs did: device and actor, what became of it,
+// and in which container.
+var profiles = []string{"host", "security_control", "container"}
+
 // NewNetwork returns a line about a connection of the sandbox id.
 func NewNetwork(id string, activity int) *Network {
-	return &Network{Base: newBase(id, 4001, 4, activity)}
+	n := &Network{Base: newBase(id, 4001, 4, activity)}
+	n.Metadata.Profiles = profiles
+	return n
 }
 
 // NewFileDenial returns a line about a file that a program in the sandbox id was
@@ -303,6 +327,7 @@ func NewKernelDenial(id string, activity int) *Denied {
 
 func newDenied(b Base) *Denied {
 	b.SeverityID, b.StatusID = Low, 2
+	b.Metadata.Profiles = profiles
 	return &Denied{Base: b, ActionID: 2, DispositionID: Blocked}
 }
 

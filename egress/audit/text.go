@@ -29,8 +29,7 @@ func (n *Network) text(b []byte) []byte {
 	b = number(b, `,"action_id":`, n.ActionID)
 	b = number(b, `,"disposition_id":`, n.DispositionID)
 	if n.Actor != nil {
-		b = n.Actor.Process.text(append(b, `,"actor":{"process":`...))
-		b = append(b, '}')
+		b = n.Actor.text(append(b, `,"actor":{`...))
 	}
 	b = n.Src.text(b, `,"src_endpoint":{`)
 	b = n.Dst.text(b, `,"dst_endpoint":{`)
@@ -79,16 +78,46 @@ func (b *Base) text(to []byte) []byte {
 	to = quoted(to, `,"vendor_name":`, b.Metadata.Product.Vendor)
 	to = maybe(append(to, '}'), `,"uid":`, b.Metadata.UID)
 	to = strconv.AppendUint(append(to, `,"sequence":`...), b.Metadata.Sequence, 10)
+	for i, p := range b.Metadata.Profiles {
+		before := `,`
+		if i == 0 {
+			before = `,"profiles":[`
+		}
+		to = quoted(to, before, p)
+	}
+	if len(b.Metadata.Profiles) > 0 {
+		to = append(to, ']')
+	}
 	to = number(to, `},"device":{"type_id":`, b.Device.TypeID)
 	to = quoted(to, `,"type":`, b.Device.Type)
 	return append(quoted(to, `,"uid":`, b.Device.UID), '}')
+}
+
+func (a *Actor) text(b []byte) []byte {
+	first := len(b)
+	b = maybe(b, `,"app_name":`, a.AppName)
+	if !a.Process.IsZero() {
+		b = a.Process.text(append(b, `,"process":`...))
+	}
+	return append(withoutComma(b, first), '}')
+}
+
+// withoutComma takes away the comma before the first field of an object, which
+// begins at an offset.
+func withoutComma(b []byte, first int) []byte {
+	if len(b) > first {
+		return append(b[:first], b[first+1:]...)
+	}
+	return b
 }
 
 func (p *Process) text(b []byte) []byte {
 	b = number(b, `{"pid":`, p.PID)
 	b = maybe(b, `,"name":`, p.Name)
 	if p.File != nil {
-		b = append(quoted(b, `,"file":{"path":`, p.File.Path), '}')
+		b = quoted(b, `,"file":{"name":`, p.File.Name)
+		b = quoted(b, `,"path":`, p.File.Path)
+		b = append(number(b, `,"type_id":`, p.File.TypeID), '}')
 	}
 	if p.User != nil {
 		b = append(quoted(b, `,"user":{"uid":`, p.User.UID), '}')
@@ -120,10 +149,9 @@ func (e *Endpoint) text(b []byte, before string) []byte {
 	if e.Port != 0 {
 		b = number(b, `,"port":`, int(e.Port))
 	}
-	if len(b) > first { // without the first comma
-		b = append(b[:first], b[first+1:]...)
-	}
-	return append(b, '}')
+	b = maybe(b, `,"svc_name":`, e.SvcName)
+	b = maybe(b, `,"uid":`, e.UID)
+	return append(withoutComma(b, first), '}')
 }
 
 func (m *NetworkMore) text(b []byte) []byte {

@@ -51,7 +51,7 @@ func FuzzText(f *testing.F) {
 		e := NewNetwork(name, int(n))
 		e.Src = &Endpoint{Hostname: host, Port: port}
 		e.Dst = &Endpoint{IP: detail}
-		e.Actor = &Actor{Process: Process{Name: name, File: &File{detail}, Ancestry: []Ancestor{{host}, {detail}}}}
+		e.Actor = &Actor{Process: Process{Name: name, File: NewFile(detail), Ancestry: []Ancestor{{host}, {detail}}}}
 		e.Duration, e.Count = n, int(port)
 		e.Traffic = &Traffic{In: n}
 		e.Unmapped.Detail, e.Unmapped.Method, e.Unmapped.Unsure = detail, name, host

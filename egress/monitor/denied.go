@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -49,6 +50,7 @@ func folded(id, layer string, n int) audit.Entry {
 	e.Message = fmt.Sprintf("%d more denials, too many to be written one by one", n)
 	e.Count = n
 	e.Kernel = &audit.Kernel{Name: "denials", TypeID: 99}
+	e.Actor = &audit.Actor{AppName: "several"}
 	e.Unmapped.Layer = layer
 	return e
 }
@@ -101,14 +103,16 @@ func (m *Monitor) denial(id string, d *control.Denial) audit.Entry {
 		e.File = &audit.Object{Name: path.Base(name), Path: name}
 	case d.Layer == control.LayerLandlock:
 		e = audit.NewKernelDenial(id, audit.ActivityOther)
-		e.Kernel = &audit.Kernel{Name: clip(strings.Join(d.Rights, ","), maxHost), TypeID: 99}
+		e.Kernel = &audit.Kernel{Name: cmp.Or(clip(strings.Join(d.Rights, ","), maxHost), "unknown"), TypeID: 99}
 	default:
-		name := clip(d.Call, maxHost)
+		name := cmp.Or(clip(d.Call, maxHost), "unknown")
 		e = audit.NewKernelDenial(id, audit.ActivityInvoke)
 		e.Kernel = &audit.Kernel{Name: name, TypeID: 2, SystemCall: name}
 	}
 	e.Time = d.Time.UnixMilli()
-	e.Actor = actor(m.denier(id, d))
+	if e.Actor = actor(m.denier(id, d)); e.Actor == nil {
+		e.Actor = &audit.Actor{AppName: "unknown"}
+	}
 	e.Unmapped.Layer = clip(d.Layer, maxHost)
 	for _, r := range d.Rights[:min(len(d.Rights), maxRights)] {
 		e.Unmapped.Rights = append(e.Unmapped.Rights, clip(r, maxHost))

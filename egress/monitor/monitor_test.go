@@ -223,6 +223,7 @@ func newSandbox(t *testing.T, program ...string) *sandbox {
 	}
 	os.Mkdir(filepath.Dir(s.policy), 0o755)
 	s.save(onlyExample)
+	t.Cleanup(s.checkLines) // once the monitor has ended
 	s.begin()
 	return s
 }
@@ -608,6 +609,16 @@ func (s *sandbox) knock(network, addr string) {
 		_, err = c.Write([]byte("knock"))
 		return errors.Join(err, c.Close())
 	}))
+}
+
+// checkLines compares every line of the audit log with what OCSF says of it.
+func (s *sandbox) checkLines() {
+	text, _ := os.ReadFile(s.log) // a test may have taken it away
+	for line := range strings.Lines(string(text)) {
+		for _, fault := range audit.Conforms([]byte(line)) {
+			s.t.Errorf("%s in the line %s", fault, line)
+		}
+	}
 }
 
 // checkLog verifies the whole audit log.

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"net/netip"
 	"strconv"
 	"time"
@@ -151,6 +152,12 @@ func network(id string, r *control.Record) *audit.Network {
 	}
 	n.Src = endpoint("", r.Src, 0)
 	n.Dst = endpoint(clip(r.Host, maxHost), r.Addr, r.Port)
+	switch {
+	case r.Proto == "dns" && n.Dst != nil && n.Dst.Hostname == "" && n.Dst.IP == "": // what was asked for is no name
+		n.Dst.SvcName = "dns"
+	case n.Src == nil && n.Dst == nil: // of many, or lost
+		n.Src = &audit.Endpoint{UID: id}
+	}
 	n.Connection = connection(r)
 	if r.Rule != "" {
 		n.Rule = &audit.Rule{Name: clip(r.Rule, maxText)}
@@ -197,7 +204,7 @@ func connection(r *control.Record) *audit.Connection {
 	if !known {
 		number = audit.OtherProtocol
 	}
-	return &audit.Connection{ProtocolName: clip(r.Proto, maxHost), ProtocolNum: number, DirectionID: audit.Outbound}
+	return &audit.Connection{ProtocolName: cmp.Or(clip(r.Proto, maxHost), "unknown"), ProtocolNum: number, DirectionID: audit.Outbound}
 }
 
 func actor(p *control.Process) *audit.Actor {
@@ -213,7 +220,7 @@ func actor(p *control.Process) *audit.Actor {
 		a.Process.Container = &audit.Container{UID: clip(p.Container, maxHost)}
 	}
 	if p.Exe != "" {
-		a.Process.File = &audit.File{Path: clip(p.Exe, maxText)}
+		a.Process.File = audit.NewFile(clip(p.Exe, maxText))
 	}
 	for _, exe := range p.Ancestors[:min(len(p.Ancestors), maxKin)] {
 		a.Process.Ancestry = append(a.Process.Ancestry, audit.Ancestor{Path: clip(exe, maxHost)})
