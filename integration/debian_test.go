@@ -41,11 +41,18 @@ mkdir -p done/home/agent
 // debianRoot is a Debian root file system that no test may change, made once in
 // the cache.
 var debianRoot = sync.OnceValues(func() (string, error) {
+	return unpacked("debian", debianPackages+unpackDebian, unpackDebian, "PACKAGES="+debianPackages)
+})
+
+// unpacked is a directory in the cache that a script makes of Debian's packages,
+// as "done" below its own. It is made once for a key, which is all that the
+// script depends on.
+func unpacked(name, key, script string, env ...string) (string, error) {
 	if _, err := exec.LookPath("apt-get"); err != nil {
-		return "", fmt.Errorf("cannot make a Debian image: %w", err)
+		return "", fmt.Errorf("cannot get Debian's packages of %s: %w", name, err)
 	}
-	sum := sha256.Sum256([]byte(debianPackages + unpackDebian))
-	root, err := cached("debian-" + hex.EncodeToString(sum[:4]))
+	sum := sha256.Sum256([]byte(key))
+	root, err := cached(name + "-" + hex.EncodeToString(sum[:4]))
 	if err != nil {
 		return "", err
 	}
@@ -65,12 +72,12 @@ var debianRoot = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(scratch)
-	sh := exec.Command("sh", "-ec", unpackDebian)
+	sh := exec.Command("sh", "-ec", script)
 	sh.Dir = scratch
-	sh.Env = append(os.Environ(), "PACKAGES="+debianPackages, "DEBIAN_FRONTEND=noninteractive")
+	sh.Env = append(append(os.Environ(), "DEBIAN_FRONTEND=noninteractive"), env...)
 	if out, err := sh.CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		return "", fmt.Errorf("cannot make a Debian image: %w: %s", err, strings.Join(lines[max(0, len(lines)-10):], "\n"))
+		return "", fmt.Errorf("cannot get Debian's packages of %s: %w: %s", name, err, strings.Join(lines[max(0, len(lines)-10):], "\n"))
 	}
 	return root, os.Rename(filepath.Join(scratch, "done"), root)
-})
+}

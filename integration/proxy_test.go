@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"os"
@@ -22,41 +20,17 @@ import (
 // squidPackages are squid and the libraries that a Debian without it may lack.
 const squidPackages = "squid-openssl squid-common squid-langpack libecap3 libltdl7 libtdb1 libnetfilter-conntrack3 libnfnetlink0 libmnl0"
 
+// unpackSquid is run in an empty directory.
+const unpackSquid = `
+apt-cache show squid-openssl >/dev/null 2>&1 || apt-get update
+apt-get download -o APT::Sandbox::User=root $PACKAGES
+mkdir done
+for deb in *.deb; do dpkg-deb -x "$deb" done; done
+`
+
 // squidRoot is where Debian's squid lies unpacked, in the cache.
 var squidRoot = sync.OnceValues(func() (string, error) {
-	if _, err := exec.LookPath("apt-get"); err != nil {
-		return "", fmt.Errorf("cannot get squid: %w", err)
-	}
-	sum := sha256.Sum256([]byte(squidPackages))
-	root, err := cached("squid-" + hex.EncodeToString(sum[:4]))
-	if err != nil {
-		return "", err
-	}
-	lock, err := os.Open(filepath.Dir(root))
-	if err != nil {
-		return "", err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return "", fmt.Errorf("cannot lock the cache: %w", err)
-	}
-	if _, err := os.Lstat(root); err == nil {
-		return root, nil
-	}
-	scratch, err := os.MkdirTemp(filepath.Dir(root), "squid-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(scratch)
-	sh := exec.Command("sh", "-ec", `apt-cache show squid-openssl >/dev/null 2>&1 || apt-get update
-apt-get download -o APT::Sandbox::User=root `+squidPackages+`
-mkdir done
-for deb in *.deb; do dpkg-deb -x "$deb" done; done`)
-	sh.Dir = scratch
-	if out, err := sh.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot get squid: %w: %s", err, out)
-	}
-	return root, os.Rename(filepath.Join(scratch, "done"), root)
+	return unpacked("squid", squidPackages, unpackSquid, "PACKAGES="+squidPackages)
 })
 
 // squid runs a company's proxy in the world, which wants agent:secret and makes

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -105,6 +106,33 @@ func (s *sandbox) unreachable(err error) error {
 		hint = "while its gateway is down the sandbox is refused every connection"
 	}
 	return hinted{fmt.Errorf("cannot reach the gateway of %s: %w", s.ID, err), hint}
+}
+
+// eachGateway asks the gateway of the sandbox that a command line names, or that
+// of each; containers of a pod have one. Of several one that does not answer is
+// only said to be down.
+func eachGateway(c *cli.Context, ask func(*sandbox) error) error {
+	if err := wants(c, 0, 1); err != nil {
+		return err
+	}
+	sandboxes, err := chosen(c.Args().First())
+	if err != nil {
+		return err
+	}
+	asked := map[string]bool{}
+	for _, s := range sandboxes {
+		gateway, err := filepath.EvalSymlinks(control.Gateway(s.dir))
+		if err == nil && asked[gateway] {
+			continue
+		}
+		asked[gateway] = true
+		if err := ask(s); err != nil && c.Args().Present() {
+			return err
+		} else if err != nil {
+			s.warnIfDown(c)
+		}
+	}
+	return nil
 }
 
 // warnIfDown says of a sandbox that could not be asked why a list lacks it: it

@@ -16,26 +16,17 @@ var grantsCommand = &cli.Command{
 	ArgsUsage: "[ID]",
 	Flags:     []cli.Flag{jsonFlag},
 	Action: func(c *cli.Context) error {
-		if err := wants(c, 0, 1); err != nil {
-			return err
-		}
-		sandboxes, err := chosen(c.Args().First())
-		if err != nil {
-			return err
-		}
 		list := []given{}
-		for _, s := range sandboxes {
+		err := eachGateway(c, func(s *sandbox) error {
 			var grants []control.Grant
-			if err := s.call("GET", "/v1/grants", nil, &grants); err != nil {
-				if c.Args().Present() {
-					return err
-				}
-				s.warnIfDown(c)
-				continue
-			}
+			err := s.call("GET", "/v1/grants", nil, &grants)
 			for _, g := range grants {
 				list = append(list, given{s.ID, g})
 			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 		if c.Bool("json") {
 			return printJSON(c.App.Writer, list)

@@ -163,16 +163,7 @@ var pendingCommand = &cli.Command{
 	Usage:     "show what was refused and waits for a decision",
 	ArgsUsage: "[ID]",
 	Flags:     []cli.Flag{jsonFlag},
-	Action: func(c *cli.Context) error {
-		if err := wants(c, 0, 1); err != nil {
-			return err
-		}
-		sandboxes, err := chosen(c.Args().First())
-		if err != nil {
-			return err
-		}
-		return printPending(c, sandboxes, c.Args().Present())
-	},
+	Action:    pending,
 }
 
 // chosen returns the one sandbox that id names, or all without an id.
@@ -190,32 +181,24 @@ type attempt struct {
 	control.Pending
 }
 
-func printPending(c *cli.Context, sandboxes []*sandbox, named bool) error {
+func pending(c *cli.Context) error {
 	attempts := []attempt{}
 	var faults []string
-	seen := map[int]bool{} // containers of a pod have one gateway
-	for _, s := range sandboxes {
+	err := eachGateway(c, func(s *sandbox) error {
 		var st control.Status
 		var list []control.Pending
-		err := s.call("GET", "/v1/status", nil, &st)
-		if err == nil && seen[st.Monitor] {
-			continue
+		if err := s.call("GET", "/v1/status", nil, &st); err != nil {
+			return err
 		}
-		if err == nil {
-			seen[st.Monitor] = true
-			err = s.call("GET", "/v1/pending", nil, &list)
-		}
-		if err != nil {
-			if named {
-				return err
-			}
-			s.warnIfDown(c)
-			continue
-		}
+		err := s.call("GET", "/v1/pending", nil, &list)
 		faults = append(faults, alarms(&st)...)
 		for _, p := range list {
 			attempts = append(attempts, attempt{s.ID, p})
 		}
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	if c.Bool("json") {
 		return printJSON(c.App.Writer, attempts)
