@@ -12,10 +12,18 @@ import (
 // NewNetns makes an empty network namespace that lives as long as the file, or
 // something else that refers to it. It needs CAP_SYS_ADMIN.
 func NewNetns() (*os.File, error) {
+	return newNetns(func() error { return nil })
+}
+
+// newNetns makes one and runs f in it, on a thread that ends with f.
+func newNetns(f func() error) (*os.File, error) {
 	var ns *os.File
 	err := OnThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("cannot make a network namespace: %w", err)
+		}
+		if err := f(); err != nil {
+			return err
 		}
 		ns, err = OpenNetns("/proc/thread-self/ns/net")
 		return err

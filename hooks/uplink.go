@@ -73,12 +73,7 @@ func (p plugged) mac() net.HardwareAddr {
 
 // NewUplink makes the namespace that the engine's interfaces are moved to.
 func NewUplink() (*os.File, error) {
-	ns, err := NewNetns()
-	if err == nil {
-		if err = prepareUplink(ns); err != nil {
-			ns.Close()
-		}
-	}
+	ns, err := newNetns(prepareUplink)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the uplink: %w", err)
 	}
@@ -96,33 +91,32 @@ var uplinkSysctls = []struct{ name, value string }{
 	{"ipv6/conf/default/addr_gen_mode", "1"},
 }
 
-func prepareUplink(ns *os.File) error {
+// prepareUplink prepares the thread's namespace.
+func prepareUplink() error {
 	v6, err := hasIPv6()
 	if err != nil {
 		return err
 	}
-	return In(ns, func() error {
-		for _, s := range uplinkSysctls {
-			if v6 || !strings.HasPrefix(s.name, "ipv6/") {
-				if err := writeSysctl(s.name, s.value); err != nil {
-					return err
-				}
+	for _, s := range uplinkSysctls {
+		if v6 || !strings.HasPrefix(s.name, "ipv6/") {
+			if err := writeSysctl(s.name, s.value); err != nil {
+				return err
 			}
 		}
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("cannot open a netlink socket: %w", err)
-		}
-		defer h.Close()
-		lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}
-		if err := h.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("cannot bring lo up: %w", err)
-		}
-		if err := h.LinkSetAlias(lo, uplinkAlias); err != nil {
-			return fmt.Errorf("cannot name lo: %w", err)
-		}
-		return makeRoomBeforeLocal(h, v6)
-	})
+	}
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("cannot open a netlink socket: %w", err)
+	}
+	defer h.Close()
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: 1}}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("cannot bring lo up: %w", err)
+	}
+	if err := h.LinkSetAlias(lo, uplinkAlias); err != nil {
+		return fmt.Errorf("cannot name lo: %w", err)
+	}
+	return makeRoomBeforeLocal(h, v6)
 }
 
 // makeRoomBeforeLocal moves the rule of the local table from preference 0 to

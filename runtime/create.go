@@ -555,10 +555,9 @@ func (n *newborn) confine(r *Runtime, bundle string, program []string) error {
 		return err
 	}
 	notes := append(slices.Clone(kept.Notes[len(n.notes):]), control.StoredNote+box.ConfinedDigest())
-	if err := n.commit(pid, notes); err != nil {
-		return err
-	}
-	return control.WriteSandbox(n.dir, box)
+	written := make(chan error, 1)
+	go func() { written <- control.WriteSandbox(n.dir, box) }()
+	return cmp.Or(n.commit(pid, notes), <-written)
 }
 
 // grantAll fills the ruleset and seals the plan.
