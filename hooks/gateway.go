@@ -239,14 +239,10 @@ func Connect(dir string, inner *os.File, uplinkMode, ingress string) ([]string, 
 	return Plug(inner, uplink, ingress)
 }
 
-// Release is the last step before the program runs: the cable is moved, the
-// namespace is sealed and verified, and the gateway knows of it. One that was
-// lost is started again (Revive).
-func Release(program, dir string, inner *os.File, uplinkMode, ingress string) error {
-	links, err := Connect(dir, inner, uplinkMode, ingress)
-	if err != nil {
-		return err
-	}
+// Release is the last step before the program runs: the namespace is sealed and
+// verified, and the gateway knows of the uplink's links, which are Connect's. A
+// gateway that was lost is started again (Revive).
+func Release(program, dir string, inner *os.File, uplinkMode string, links []string) error {
 	uplink, err := OpenNetns(filepath.Join(control.Gateway(dir), control.UplinkPin))
 	if err != nil {
 		return err

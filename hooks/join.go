@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/google/nftables"
 
@@ -81,7 +82,10 @@ func Leave(dir string, box control.Box) error {
 	if err != nil {
 		return fmt.Errorf("cannot find the gateway of %s: %s", dir, reason(err))
 	}
-	answer, _, err := request(gateway, control.ToMonitor{Leave: &control.Leave{Box: box}})
+	var answer control.FromMonitor
+	if _, err = os.Lstat(filepath.Join(gateway, control.MonitorFile)); err == nil { // it goes with the monitor
+		answer, _, err = request(gateway, control.ToMonitor{Leave: &control.Leave{Box: box}})
+	}
 	if err == nil && answer.Others > 0 || err != nil && others(dir, gateway) {
 		return nil
 	}

@@ -150,8 +150,8 @@ func (r *Runtime) start(id string) (_ *notify, _ *libcontainer.Container, err er
 		return nil, nil, err
 	}
 	defer unlock()
-	stored := r.reading(id)
-	defer stored()
+	ready := r.preparing(id)
+	defer func() { ready().inner.Close() }()
 	ctr, err := r.Load(id)
 	if err != nil {
 		return nil, nil, err
@@ -173,29 +173,45 @@ func (r *Runtime) start(id string) (_ *notify, _ *libcontainer.Container, err er
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := r.release(ctr, stored); err != nil {
+	if err := r.release(ctr, ready); err != nil {
 		manager.Close()
 		return nil, nil, err
 	}
 	return manager, ctr, nil
 }
 
-// found is what sandbox returns.
-type found struct {
-	box    *control.Sandbox
+// prepared is what release begins with.
+type prepared struct {
+	box    *control.Sandbox // as create stored it
 	policy *policy.Policy
+	inner  *os.File // the container's network namespace; nil if it is unconfined
+	links  []string // of its uplink: the cable has been moved
 	err    error
 }
 
-// reading reads it beside what else is done.
-func (r *Runtime) reading(id string) (result func() found) {
-	done := make(chan found, 1)
+// preparing prepares for release, beside what else is done.
+func (r *Runtime) preparing(id string) (result func() prepared) {
+	done := make(chan prepared, 1)
 	go func() {
-		var s found
-		s.box, _, s.policy, s.err = r.sandbox(id)
-		done <- s
+		var p prepared
+		p.err = r.prepare(id, &p)
+		done <- p
 	}()
-	return sync.OnceValue(func() found { return <-done })
+	return sync.OnceValue(func() prepared { return <-done })
+}
+
+func (r *Runtime) prepare(id string, p *prepared) (err error) {
+	if p.box, _, p.policy, err = r.sandbox(id); err != nil || p.policy.Unconfined {
+		return err
+	}
+	if p.inner, err = r.innerOf(id, p.box); err != nil {
+		return fmt.Errorf("cannot start %w", err)
+	}
+	p.links, err = hooks.Connect(r.Dir(id), p.inner, p.policy.Network.Uplink, p.policy.Network.Ingress)
+	if err != nil {
+		return fmt.Errorf("cannot start container %s: network: %w", id, err)
+	}
+	return nil
 }
 
 // releaseNew is release for whoever has just created the container.
@@ -205,30 +221,27 @@ func (r *Runtime) releaseNew(id string, ctr *libcontainer.Container) error {
 		return err
 	}
 	defer unlock()
-	return r.release(ctr, r.reading(id))
+	ready := r.preparing(id)
+	defer func() { ready().inner.Close() }()
+	return r.release(ctr, ready)
 }
 
 // release opens the last gate: the namespace is sealed and verified, the
 // gateway decides, and only then init's fifo is opened. A gateway that was lost
 // since create is started again. The caller holds the container's lock.
-func (r *Runtime) release(ctr *libcontainer.Container, stored func() found) error {
-	s := stored()
-	if s.err != nil {
-		return s.err
+func (r *Runtime) release(ctr *libcontainer.Container, ready func() prepared) error {
+	p := ready()
+	if p.err != nil {
+		return p.err
 	}
-	id, p := ctr.ID(), s.policy
-	if !p.Unconfined {
-		inner, err := r.innerOf(id, s.box)
-		if err != nil {
-			return fmt.Errorf("cannot start %w", err)
-		}
-		defer inner.Close()
-		if err := hooks.Release(r.Gateway, r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
-			return fmt.Errorf("cannot start container %s: network: %w", id, err)
+	dir := r.Dir(ctr.ID())
+	if !p.policy.Unconfined {
+		if err := hooks.Release(r.Gateway, dir, p.inner, p.policy.Network.Uplink, p.links); err != nil {
+			return fmt.Errorf("cannot start container %s: network: %w", ctr.ID(), err)
 		}
 	}
-	s.box.Status = "started"
-	if err := control.WriteSandbox(r.Dir(id), s.box); err != nil {
+	p.box.Status = "started"
+	if err := control.WriteSandbox(dir, p.box); err != nil {
 		return err
 	}
 	return ctr.Exec()

@@ -117,7 +117,11 @@ func (r *Runtime) repair(id string) (bool, error) {
 		return true, err
 	}
 	defer inner.Close()
-	if err := hooks.Release(r.Gateway, r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress); err != nil {
+	links, err := hooks.Connect(r.Dir(id), inner, p.Network.Uplink, p.Network.Ingress)
+	if err == nil {
+		err = hooks.Release(r.Gateway, r.Dir(id), inner, p.Network.Uplink, links)
+	}
+	if err != nil {
 		return true, fmt.Errorf("cannot repair container %s: network: %w", id, err)
 	}
 	return true, nil

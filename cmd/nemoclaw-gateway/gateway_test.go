@@ -117,7 +117,9 @@ func start(t *testing.T) *gateway {
 	g.must(err)
 	defer ruleset.Close()
 	g.must(brought.Commit(g.init.Process.Pid, f, ruleset, nil))
-	g.must(hooks.Release(self, g.dir, inner, "auto", "all"))
+	links, err := hooks.Connect(g.dir, inner, "auto", "all")
+	g.must(err)
+	g.must(hooks.Release(self, g.dir, inner, "auto", links))
 	return g
 }
 
