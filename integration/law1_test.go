@@ -127,7 +127,7 @@ func testStartRefuses(t *testing.T) {
 		{"the gateway is dead, and cannot be started again", func(b *box) { b.loseGateway() }, "gateway"},
 		{"the state is gone", func(b *box) { b.must(os.Remove(filepath.Join(b.stateDir(), "sandbox.json"))) }, "sandbox.json"},
 		{"the fence is gone", func(b *box) { b.flushFence() }, "fence"},
-		{"somebody plugs in a cable that the policy does not want", func(b *box) { b.plug("eth0") }, "eth0"},
+		{"somebody plugs in what cannot be taken out again", func(b *box) { b.add(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}) }, "br0"},
 		{"init is dead", func(b *box) { kill(b.t, b.initPID()) }, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -261,13 +261,19 @@ func (b *box) flushFence() {
 // between create and start.
 func (b *box) plug(name string) {
 	b.t.Helper()
+	b.add(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-far"})
+}
+
+// add makes a link in the container's network namespace.
+func (b *box) add(link netlink.Link) {
+	b.t.Helper()
 	b.inside(func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		return h.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-far"})
+		return h.LinkAdd(link)
 	})
 }
 
