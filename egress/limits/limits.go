@@ -189,7 +189,7 @@ var Table = []Group{
 		{"pause before a worker that keeps failing is started again", MaxBackoff, "", "connections wait in the listeners' queues"},
 		{"memory of monitor and worker", Memory, "bytes", "the kernel ends the worker first; another is started"},
 		{"threads of monitor and worker", Tasks, "", "no more are made"},
-		{"open files of each", "those of who starts it", "", "a connection that needs one more fails: 502, `unresolvable`, or a reset"},
+		{"open files of each", "those of who starts it", "", "there are fewer connections at once; those beyond are `too-many`"},
 		{"processors that both may use", Processors, "", "they wait"},
 	}},
 }

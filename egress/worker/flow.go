@@ -141,7 +141,17 @@ func (s *server) admit(c *net.TCPConn) {
 	})
 }
 
-func (s *server) enter(f *flow) bool { return s.flows.add(f, s.rules.Load().flows()) }
+func (s *server) enter(f *flow) bool {
+	return s.flows.add(f, min(s.rules.Load().flows(), s.room))
+}
+
+// roomFor is how many connections there may be with so many open files: two
+// sockets each, and what is short-lived needs some too. Those beyond are told at
+// once; without this they would wait, accepted by nobody, for others to end.
+func roomFor(files uint64) int {
+	const others, least = maxRefusals + maxDNSConns + 64, 16
+	return int(max(least, (min(files, 1<<20)-min(files, others))/2))
+}
 
 // identify learns whose connection this is, for rules that depend on it. It
 // takes a round trip; f.mu must not be held.

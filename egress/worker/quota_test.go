@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -250,5 +251,15 @@ func TestDocumentedBounds(t *testing.T) {
 	}
 	if _, err := policy.Parse("p", []byte(rule(fmt.Sprintf("max_connections: %d", limits.Flows+1)))); err == nil {
 		t.Error("a rule may have more connections than the gateway")
+	}
+}
+
+// Who may open few files has few connections, and some files left for what comes
+// and goes.
+func TestRoomForConnections(t *testing.T) {
+	for files, want := range map[uint64]int{0: 16, 120: 16, 1024: 384, 4096: 1920, math.MaxUint64: 1<<19 - 128} {
+		if got := roomFor(files); got != want {
+			t.Errorf("with %d files there is room for %d connections, want %d", files, got, want)
+		}
 	}
 }

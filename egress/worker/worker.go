@@ -69,6 +69,7 @@ type server struct {
 	serving   bool
 
 	flows     flows
+	room      int // how many of them there are files for
 	refusals  slots
 	dnsConns  slots
 	expiryMu  sync.Mutex
@@ -87,6 +88,11 @@ func (w *Worker) Run(conn *control.Conn) error {
 	s.spender.s = s
 	s.refusals.free.Store(maxRefusals)
 	s.dnsConns.free.Store(maxDNSConns)
+	s.room = maxFlows
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		s.room = roomFor(files.Cur)
+	}
 	err := s.converse()
 	cancel()
 	s.close()
