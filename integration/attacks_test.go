@@ -89,6 +89,9 @@ var attacks = []attack{
 	{64, "thousands of sockets with one port, and a port that is left to another for the blame", []string{"egress/monitor TestPortsOfDatagrams"}, ""},
 	{65, "answers, and questions, in the gateway's name: a pod's neighbour between the others and their DNS", []string{"hooks TestAnswersAreTheGateways", "hooks TestQuestionsAreTheGateways"}, ""},
 	{66, "a caller that the program makes up, to answer him", []string{"hooks TestNobodyCallsFromInside"}, ""},
+	{67, "the firewall, by the socket on which the kernel tells a worker of refused packets", []string{"cmd/nemoclaw-gateway TestTakenOver: by the socket that tells of them"}, ""},
+	{68, "another name in the ClientHello that answers a HelloRetryRequest", nil, "in a second ClientHello where its servers take one"},
+	{69, "years of lines: the disk, and what is remembered of old files", []string{"egress/audit TestKeep", "egress/audit TestForgottenFiles", "egress/worker TestFloodIsFolded"}, "a program can fill the disk"},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

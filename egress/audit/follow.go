@@ -93,14 +93,20 @@ type former struct {
 func (l *Log) former(i int) former {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.older[i]
+	if i < l.forgotten {
+		return former{}
+	}
+	return l.older[i-l.forgotten]
 }
 
 // nth opens the i-th file since Open for reading; it stays readable after Close.
 func (l *Log) nth(i int) (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i < len(l.older) {
+	switch i -= l.forgotten; {
+	case i < 0:
+		return nil, fs.ErrNotExist
+	case i < len(l.older):
 		return os.OpenFile(l.older[i].name, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	}
 	if l.closed {
@@ -131,7 +137,7 @@ func (l *Log) reopen() (*os.File, error) {
 func (l *Log) progress(i int) (end Head, last, closed bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.end, i == len(l.older), l.closed, l.changed
+	return l.end, i == l.forgotten+len(l.older), l.closed, l.changed
 }
 
 // eachLine reads the whole lines between two offsets and returns how far it

@@ -59,6 +59,7 @@ type Log struct {
 	retry       time.Time   // before, no rotation is tried
 	last        os.FileInfo // of the file that Close closed
 	older       []former    // what became of the file, each time since Open that the log went on in another
+	forgotten   int         // how many were before these, and are not kept any more
 
 	id        string   // the sandbox that wrote last
 	untold    []string // what somebody else did to the log, and no line tells yet

@@ -215,8 +215,13 @@ func (l *Log) sweep() {
 		return
 	}
 	for _, n := range numbers[:max(0, len(numbers)-l.rotation.Keep)] {
-		os.Remove(part(l.name, n))
-		os.Remove(HeadFile(part(l.name, n)))
+		gone := part(l.name, n)
+		os.Remove(gone)
+		os.Remove(HeadFile(gone))
+		if i := slices.IndexFunc(l.older, func(f former) bool { return f.name == gone }); i >= 0 {
+			l.forgotten += i + 1
+			l.older = slices.Clone(l.older[i+1:]) // a log may go on for years
+		}
 	}
 }
 

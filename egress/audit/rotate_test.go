@@ -286,3 +286,33 @@ func TestFollowAcrossFiles(t *testing.T) {
 		t.Errorf("the last that came was %d, want %d", want-1, last)
 	}
 }
+
+// A log that goes on for years remembers no more files than it keeps, and who
+// asks for all of it gets what there is.
+func TestForgottenFiles(t *testing.T) {
+	l, err := Open(filepath.Join(t.TempDir(), "web.jsonl"))
+	must(t, err)
+	l.Rotate(Rotation{Size: 1000, Keep: 3})
+	for i := range 100 {
+		must(t, l.Append(NewChange("web", KindNote, fmt.Sprint("line ", i))))
+	}
+	if n := len(l.older); n > 3 || l.forgotten == 0 {
+		t.Errorf("%d files are remembered, and %d forgotten", n, l.forgotten)
+	}
+	last := l.End().Sequence
+	must(t, l.Close())
+	var seen []uint64
+	must(t, l.Follow(context.Background(), 0, func(line []byte) error {
+		k, _ := parseLink(line[:len(line)-1])
+		seen = append(seen, k.seq)
+		return nil
+	}))
+	for i, seq := range seen {
+		if want := last - uint64(len(seen)-1-i); seq != want {
+			t.Fatalf("line %d came, want %d", seq, want)
+		}
+	}
+	if len(seen) < 4 {
+		t.Errorf("%d lines came", len(seen))
+	}
+}
