@@ -259,7 +259,7 @@ func innerChains(v6 bool) []chain {
 
 	// UDP is refused here and not in out: a program then sees ECONNREFUSED and
 	// not EPERM.
-	in.rule(fromLo, to(resolver), unmarked(Mark), original, drop)
+	in.rule(fromLo, to(resolver), unmarked(Mark), drop) // it may have come there by a route of its own (RFC 791, 3.1)
 	in.rule(fromLo, tcp, accept)
 	in.rule(fromLo, reply, accept)
 	in.rule(fromLo, toSet(own4, false), accept)

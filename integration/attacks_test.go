@@ -72,7 +72,7 @@ var attacks = []attack{
 	{47, "taking a refused connection for one that stands", []string{"integration TestConnectSucceedsBeforeTheReset"}, "`connect` succeeds and the reset comes after"},
 	{48, "readers and writers that are slow, or never come", []string{"integration TestFloods: slow", "egress/monitor TestSlowOperators"}, ""},
 	{49, "the gateway's addresses, ports and marks as one's own", []string{"integration TestNetAttackFence: the gateway's mark", "integration TestNetAttackFence: the listener's address"}, ""},
-	{50, "source routes, fragments, groups and broadcasts", []string{"integration TestNetAttackFence: a strict source route", "integration TestNetAttackFence: fragments", "integration TestNetAttackFence: a group on lo"}, ""},
+	{50, "source routes, fragments, groups and broadcasts", []string{"integration TestNetAttackFence: a strict source route", "hooks TestSourceRoutes", "integration TestNetAttackFence: fragments", "integration TestNetAttackFence: a group on lo"}, ""},
 	{51, "an approval used more often than it says", []string{"egress/monitor TestUsesAreCountedOnce", "egress/worker TestOnceIsForWhoWaits"}, ""},
 	{52, "a worker that was taken over", []string{"egress/monitor TestOpenConnections", "egress/monitor TestWorkersWordsAreBounded", "cmd/nemoclaw-gateway TestTakenOver"}, ""},
 	{53, "data with the SYN, before anything was decided", []string{"integration TestNetAttackFence: data with the SYN", "egress/worker TestNothingPassesBeforeItIsWritten"}, ""},
