@@ -156,12 +156,7 @@ func (l ear) isThat(proc string, fd int) bool {
 	if err != nil {
 		return false
 	}
-	process, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(process)
-	copied, err := unix.PidfdGetfd(process, fd, 0)
+	copied, err := copyOf(pid, fd)
 	if err != nil {
 		return false
 	}
@@ -177,6 +172,16 @@ func (l ear) isThat(proc string, fd int) bool {
 	sa, err := unix.Getsockname(copied)
 	at, ok := sa.(*unix.SockaddrInet4)
 	return err == nil && ok && at.Port == int(l.port) && at.Addr == EngineResolver.As4() && isHere(copied)
+}
+
+// copyOf makes descriptor fd of a process one of ours as well.
+func copyOf(pid, fd int) (int, error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(process)
+	return unix.PidfdGetfd(process, fd, 0)
 }
 
 // isHere tells whether a socket is of the thread's network namespace

@@ -11,25 +11,28 @@ import (
 const Nameserver = "198.18.0.1"
 
 // Inhabitant returns the pid of a process that lives in ns, or 0.
-func Inhabitant(ns *os.File) (int, error) {
+func Inhabitant(ns *os.File) (pid int, err error) {
+	err = inhabitants(ns, func(p int) bool { pid = p; return false })
+	return pid, err
+}
+
+// inhabitants calls each with the processes that live in ns, until it returns
+// false.
+func inhabitants(ns *os.File, each func(pid int) bool) error {
 	want, err := ns.Stat()
 	if err != nil {
-		return 0, fmt.Errorf("cannot identify a network namespace: %w", err)
+		return fmt.Errorf("cannot identify a network namespace: %w", err)
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return 0, fmt.Errorf("cannot list processes: %w", err)
+		return fmt.Errorf("cannot list processes: %w", err)
 	}
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if lives(pid, want) {
-			return pid, nil
+		if pid, err := strconv.Atoi(e.Name()); err == nil && lives(pid, want) && !each(pid) {
+			break
 		}
 	}
-	return 0, nil
+	return nil
 }
 
 // lives tells whether a process is in the namespace want. Of one whose first

@@ -266,28 +266,41 @@ func TestRepairBringsNothingBack(t *testing.T) {
 }
 
 // While a gateway is dead its addresses are anybody's. Whoever takes them gets no
-// connection of a neighbour's, and gives none a way out: there is no gateway
-// before they are free.
+// connection of a neighbour's and gives none a way out, and the repair ends him and
+// nobody else.
 func TestRepairWithoutItsAddresses(t *testing.T) {
 	e := newEarth(t)
 	b, main := e.sandbox(allowed...)
 	mate := b.mate()
 	second := mate.up()
-	main.want("ok hello", "dial echo.good.example:7000 hello")
-	kill(t, b.monitor())
-	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
-	second.want("ok", "hold tcp4 198.18.0.1:15001")
-	second.want("ok", "hold tcp4 198.18.0.1:53")
-	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
-	if got := b.nemoclaw(nil, "repair", b.id); got.code == 0 || !strings.Contains(got.stderr, "198.18.0.1:15001: address already in use") {
-		t.Errorf("repair: %s", got)
+	for _, verb := range []string{
+		"hold tcp4 198.18.0.1:15001", "hold tcp4 198.18.0.1:53", "hold tcp 0.0.0.0:15001", "hold tcp [::]:53",
+		"squat tcp 198.18.0.1:15001", "squat udp 198.18.0.1:53", "squat udp 0.0.0.0:53", "squat udp [::]:53",
+		"squat tcp [fd6e:656d:6f::1]:15001",
+	} {
+		main.want("ok hello", "dial echo.good.example:7000 hello")
+		squatter, honest := mate.exec(), mate.exec() // later, they would repair it
+		squatter.want("ok", "resolve localhost")
+		honest.want("ok", "resolve localhost")
+		kill(t, b.monitor())
+		main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
+		squatter.want("ok", verb)
+		honest.ask("squat udp 127.0.0.1:53") // these are in nobody's way
+		honest.want("ok", "squat udp 198.18.0.1:15001")
+		main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
+		if got := b.nemoclaw(nil, "repair", b.id); got.code != 0 {
+			t.Fatalf("repair with %s: %s", verb, got)
+		}
+		if !squatter.silent() {
+			t.Errorf("%s: whoever took the address said more", verb)
+		}
+		b.await("who was ended", func(l line) bool {
+			return strings.Contains(l.Message, `("probe") had taken the gateway's address`) && strings.HasSuffix(l.Message, "was ended")
+		})
+		for _, k := range []*talk{main, second, honest} {
+			k.want("ok hello", "dial echo.good.example:7000 hello")
+			k.want("ECONNRESET", "dial echo.evil.example:7000 hello")
+		}
+		honest.end()
 	}
-	main.want("ECONNREFUSED", "dial 203.0.113.77:7000")
-
-	kill(t, mate.initPID())
-	if got := b.nemoclaw(nil, "repair", b.id); got.code != 0 {
-		t.Fatalf("repair without the other: %s", got)
-	}
-	main.want("ok hello", "dial echo.good.example:7000 hello")
-	main.want("ECONNRESET", "dial echo.evil.example:7000 hello")
 }

@@ -45,6 +45,7 @@ func runMonitor(dir string) error {
 		Dir:     dir,
 		Worker:  []string{"/proc/self/exe", "worker"},
 		Listen:  hooks.Listen,
+		Evict:   hooks.Evict,
 		Engine:  new(hooks.Engine).Dial,
 		Unplug:  hooks.Unplug,
 		Return:  hooks.Return,

@@ -44,6 +44,9 @@ type Monitor struct {
 	Worker []string
 	// Listen opens the six sockets of control.Setup inside a namespace.
 	Listen func(inner *os.File) ([]*os.File, error)
+	// Evict ends the processes of a namespace that hold the addresses of these
+	// sockets, and says which they were. Nil: who holds them keeps them.
+	Evict func(inner *os.File) ([]string, error)
 	// Engine connects to the resolver that the engine keeps inside a namespace.
 	// Nil: it is never asked.
 	Engine func(inner *os.File) (*os.File, error)
@@ -171,7 +174,7 @@ func (m *Monitor) attach(creator *control.Conn) error {
 	if err := m.openLog(); err != nil {
 		return err
 	}
-	if m.listeners, err = m.Listen(m.inner); err != nil {
+	if m.listeners, err = m.listen(); err != nil {
 		return fmt.Errorf("cannot attach: %w", err)
 	}
 	m.names, err = os.OpenFile(filepath.Join(m.Dir, control.NamesFile), os.O_RDWR|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -184,6 +187,28 @@ func (m *Monitor) attach(creator *control.Conn) error {
 		m.owners.whose = m.members.whose
 	}
 	return control.WriteAttach(m.Dir, &m.attached)
+}
+
+// maxEvictions is how often the addresses of the listeners are freed for them:
+// whoever took them may have started others meanwhile.
+const maxEvictions = 100
+
+// listen opens the listeners. Where a gateway was lost their addresses may have
+// been taken.
+func (m *Monitor) listen() ([]*os.File, error) {
+	for tries := 0; ; tries++ {
+		files, err := m.Listen(m.inner)
+		if !errors.Is(err, unix.EADDRINUSE) || m.Evict == nil || tries == maxEvictions {
+			return files, err
+		}
+		ended, eerr := m.Evict(m.inner)
+		for _, what := range ended {
+			m.note(what)
+		}
+		if eerr != nil || len(ended) == 0 {
+			return nil, errors.Join(err, eerr)
+		}
+	}
 }
 
 // announce tells delete how to signal this process.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"syscall"
@@ -131,6 +132,26 @@ var networkVerbs = map[string]verb{
 		return "", err
 	},
 	// hold NETWORK ADDRESS: says hello to whoever connects, until the probe ends.
+	// squat KIND ADDR takes an address and does nothing with it.
+	"squat": func(a []string) (string, error) {
+		to, err := netip.ParseAddrPort(a[1])
+		if err != nil {
+			return "", err
+		}
+		kind := map[string]int{"tcp": unix.SOCK_STREAM, "udp": unix.SOCK_DGRAM}[a[0]]
+		if to.Addr().Is6() {
+			fd, err := unix.Socket(unix.AF_INET6, kind, 0)
+			if err != nil {
+				return "", err
+			}
+			return "", unix.Bind(fd, &unix.SockaddrInet6{Addr: to.Addr().As16(), Port: int(to.Port())})
+		}
+		fd, err := unix.Socket(unix.AF_INET, kind, 0)
+		if err != nil {
+			return "", err
+		}
+		return "", unix.Bind(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+	},
 	"hold": func(a []string) (string, error) {
 		l, err := net.Listen(a[0], a[1])
 		if err == nil {
