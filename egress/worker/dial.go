@@ -9,12 +9,18 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"nemoclaw/specs/policy"
 )
 
 // allowance is the key by which a dial carries to its last check what tells the
 // verdict in force at that moment: a func() verdict.
 type allowance struct{}
+
+// bytesInHand is the key by which a dial is told that the program has spoken
+// already, and what it said follows at once.
+type bytesInHand struct{}
 
 // dialer returns a dialer whose last word, just before connect(2), is the
 // guard's. The kernel probes silent servers; the options of the net package
@@ -42,7 +48,12 @@ func (g *guard) lastWord(ctx context.Context, _, address string, c syscall.RawCo
 		return errors.Join(fmt.Errorf("cannot dial: %s", reason), err)
 	}
 	var serr error
-	if err := c.Control(func(fd uintptr) { serr = keepAlive(int(fd)) }); err != nil {
+	if err := c.Control(func(fd uintptr) {
+		if serr = keepAlive(int(fd)); ctx.Value(bytesInHand{}) != nil {
+			// The first of them answer the server's SYN, and no packet before.
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+		}
+	}); err != nil {
 		return err
 	}
 	return serr

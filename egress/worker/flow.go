@@ -570,7 +570,11 @@ func (f *flow) open() bool {
 		return false
 	}
 	f.recorded = true
-	up, fail := f.s.connect(f.ctx, f.target, f.inForce)
+	ctx := f.ctx
+	if f.proto != "tcp" {
+		ctx = context.WithValue(ctx, bytesInHand{}, true)
+	}
+	up, fail := f.s.connect(ctx, f.target, f.inForce)
 	if fail == nil && f.connected(up) {
 		return true
 	}

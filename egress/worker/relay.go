@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"math"
@@ -80,6 +81,16 @@ func (s *source) readOnce(fd uintptr) bool {
 	return true
 }
 
+// glance adds to the bytes held those that have come meanwhile, and waits for
+// none. It returns an end that follows them.
+func (s *source) glance() error {
+	s.err = nil
+	if len(s.buf) < cap(s.buf) {
+		_ = s.raw.Control(func(fd uintptr) { s.readOnce(fd) }) // what is closed shows when it is read
+	}
+	return s.err
+}
+
 // skip forgets the first n bytes of those held.
 func (s *source) skip(n int) {
 	if s.buf = s.buf[n:]; len(s.buf) == 0 {
@@ -109,10 +120,19 @@ func (f *flow) pass(dst *net.TCPConn, s *source) int64 {
 					return n
 				}
 			}
-			m, err := to.Write(s.buf)
+			var end error
+			if n == 0 && dst == f.c { // a short answer is often all of them
+				end = s.glance()
+			}
+			m, err := 0, error(nil)
+			if end == io.EOF {
+				m, err = writeBeforeEnd(dst, s.buf)
+			} else {
+				m, err = to.Write(s.buf)
+			}
 			s.release()
 			n += int64(m)
-			if err != nil {
+			if err = cmp.Or(err, end); err != nil {
 				f.ended(dst, s.c, err)
 				return n
 			}
@@ -128,6 +148,24 @@ func (f *flow) pass(dst *net.TCPConn, s *source) int64 {
 		f.ended(dst, s.c, err)
 		return n
 	}
+}
+
+// writeBeforeEnd writes what the end of the connection follows: both go in one
+// packet, and wake its reader up once (send(2), MSG_MORE).
+func writeBeforeEnd(c *net.TCPConn, b []byte) (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	_ = raw.Control(func(fd uintptr) {
+		n, _ = unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_MORE|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	if n == len(b) {
+		return n, nil
+	}
+	m, err := c.Write(b[n:]) // there was no room, or what failed fails again
+	return n + m, err
 }
 
 // splice has the kernel move the bytes of src to its end, or until there is a
