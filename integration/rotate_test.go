@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A log that goes on in other files stays one to whoever reads, follows and
@@ -171,6 +172,7 @@ func TestEventsGoOn(t *testing.T) {
 // stream is what a nemoclawctl events that runs has to say.
 type stream struct {
 	b     *box
+	cmd   *exec.Cmd
 	lines *bufio.Scanner
 	file  string // of its standard error
 }
@@ -190,12 +192,13 @@ func (b *box) follow(args ...string) *stream {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	return &stream{b, bufio.NewScanner(stdout), stderr.Name()}
+	return &stream{b, cmd, bufio.NewScanner(stdout), stderr.Name()}
 }
 
-// awaitLine reads up to a line with words in it.
+// awaitLine reads up to a line with words in it. One that never comes ends it.
 func (s *stream) awaitLine(words string) {
 	s.b.t.Helper()
+	defer time.AfterFunc(patience, func() { s.cmd.Process.Kill() }).Stop()
 	for s.lines.Scan() {
 		if strings.Contains(s.lines.Text(), words) {
 			return
