@@ -5,6 +5,9 @@ import (
 	"path"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // What is no TCP is refused by the fence, and is in the log all the same: to
@@ -61,6 +64,65 @@ func TestWhatIsNoTCPIsInTheLog(t *testing.T) {
 	logged("icmp", 1, evil, 0)
 	if got := b.ctl("pending", "--json"); strings.Contains(got.stdout, "quic") || strings.Contains(got.stdout, "secret") {
 		t.Errorf("nobody can approve what is no TCP: %s", got)
+	}
+	e.explain(b)
+}
+
+// However fast packets are refused, allowed connections go on, and the log counts
+// each: those that nobody could look at by a number.
+func TestRefusedPacketsAreCounted(t *testing.T) {
+	e := newEarth(t)
+	b, main := e.sandbox(allowed...)
+	other := b.exec()
+	const dialGood = "dial echo.good.example:7000 hello"
+	other.want("ok hello", dialGood)
+	evil := e.addr["evil.example"].String() + ":443"
+	sent := 0
+	flood := func(n int) {
+		t.Helper()
+		var took int
+		if _, err := fmt.Sscanf(main.ask(fmt.Sprintf("packets %d %s", n, evil)), "ok %d", &took); err != nil {
+			t.Fatal(err)
+		}
+		sent += took
+	}
+	counted, lost := 0, 0
+	count := func() bool {
+		counted, lost = 0, 0
+		for _, l := range b.audit() {
+			switch n := max(l.Count, 1); {
+			case l.Connection.Name == "udp" && l.More.Verdict == "refuse":
+				counted += n
+			case l.Connection.Name == "ip":
+				counted += n
+				lost += n
+			}
+		}
+		return counted == sent
+	}
+	for _, asleep := range []bool{false, true, false} {
+		if asleep { // whoever is to look at them
+			b.must(unix.Kill(b.worker(), unix.SIGSTOP))
+		}
+		before, began := sent, time.Now()
+		flood(20_000 * asked(t, "NEMOCLAW_FLOOD", 1))
+		took := time.Since(began)
+		if asleep {
+			b.must(unix.Kill(b.worker(), unix.SIGCONT))
+		}
+		waitFor(t, func() bool { return other.ask(dialGood) == "ok hello" })
+		flood(1) // its number tells what was lost before it
+		waitFor(t, count)
+		t.Logf("%d were sent, %.0f a second; %d of all were seen by nobody; the log has %d lines", sent-before, float64(sent-before)/took.Seconds(), lost, len(b.audit()))
+		if asleep && lost == 0 {
+			t.Error("nothing was lost while nobody looked")
+		}
+	}
+	if counted != sent {
+		t.Errorf("%d packets were refused, and the log tells of %d", sent, counted)
+	}
+	if n := len(b.audit()); n > 1000 {
+		t.Errorf("they take %d lines", n)
 	}
 	e.explain(b)
 }

@@ -66,9 +66,9 @@ func (r *reports) lost(number uint32) uint32 {
 	if r.begun {
 		n = number - r.next // it may begin again at 0
 	}
-	n -= min(n, r.known)
-	r.begun, r.next, r.known = true, number+1, 0
-	return n
+	told := min(n, r.known) // what waited when there was no more room comes first
+	r.begun, r.next, r.known = true, number+1, r.known-told
+	return n - told
 }
 
 // packetRefused records a packet, by the name that its address stands for.

@@ -112,6 +112,10 @@ func TestLostReports(t *testing.T) {
 		{overrun: true, want: 1},
 		{number: 5, want: 0},
 		{number: 7, want: 1},
+		{overrun: true, want: 1}, // what waited then is read first
+		{number: 8},
+		{number: 9},
+		{number: 15, want: 4},
 	} {
 		got := uint32(0)
 		if c.overrun {

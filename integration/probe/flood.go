@@ -32,6 +32,8 @@ var floodVerbs = map[string]verb{
 	// questions N SUFFIX: asks for N names below SUFFIX without waiting; how
 	// many answers there were.
 	"questions": questions,
+	// packets N HOST:PORT: sends N datagrams; how many the kernel took.
+	"packets": packets,
 }
 
 // many opens connections, 32 at a time, and keeps those that begin as wanted.
@@ -130,6 +132,26 @@ func over(a []string) (string, error) {
 		return !ok || !fault.Timeout()
 	})
 	return fmt.Sprint(ended, " ", all-ended), nil
+}
+
+// packets sends datagrams from a socket that hears of no refusal.
+func packets(a []string) (string, error) {
+	c, err := net.ListenPacket("udp4", ":0")
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	to, err := net.ResolveUDPAddr("udp4", a[1])
+	if err != nil {
+		return "", err
+	}
+	sent := 0
+	for range int(number(a[0])) {
+		if _, err := c.WriteTo([]byte("hello"), to); err == nil {
+			sent++
+		}
+	}
+	return fmt.Sprint(sent), nil
 }
 
 func questions(a []string) (string, error) {
