@@ -33,6 +33,7 @@ func addRule(file, verb, host string, port uint16, comment string) error {
 	if err != nil {
 		return withSnippet(err, verb, host, port)
 	}
+	defer lockPolicy(real)()
 	src, err := os.ReadFile(real)
 	if err != nil {
 		return fmt.Errorf("cannot change the policy: %w", err)
@@ -48,6 +49,27 @@ func addRule(file, verb, host string, port uint16, comment string) error {
 		return withSnippet(fmt.Errorf("cannot change the policy: %w", err), verb, host, port)
 	}
 	return nil
+}
+
+// lockPolicy has other operators' decisions about the file wait for ours, until
+// unlock is called. Only who may write a file can lock it so (fcntl_locking(2));
+// one that cannot be written is not changed either.
+func lockPolicy(file string) (unlock func()) {
+	for {
+		f, err := os.OpenFile(file, os.O_RDWR|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return func() {}
+		}
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_WRLCK})
+		}
+		locked, lerr := f.Stat()
+		now, nerr := os.Stat(file)
+		if errors.Join(err, lerr, nerr) != nil || os.SameFile(locked, now) {
+			return func() { f.Close() }
+		}
+		f.Close() // it was replaced while we waited
+	}
 }
 
 // editable returns the file itself, behind symbolic links. Kubernetes' mounts

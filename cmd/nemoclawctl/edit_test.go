@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -41,6 +43,29 @@ func TestEditKeepsTheFile(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) != 2 {
 		t.Errorf("there are %d files", len(left))
+	}
+}
+
+// Operators who decide at the same time wait for each other: no decision is lost,
+// and none is refused.
+func TestEditTogether(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	must(t, os.WriteFile(file, []byte(edited), 0o644))
+	var together sync.WaitGroup
+	for i := range 16 {
+		together.Go(func() {
+			if err := addRule(file, "approve", fmt.Sprintf("h%d.example.org", i), 443, ""); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	together.Wait()
+	got, err := os.ReadFile(file)
+	must(t, err)
+	for i := range 16 {
+		if !strings.Contains(string(got), fmt.Sprintf("h%d.example.org", i)) {
+			t.Errorf("h%d.example.org is lost", i)
+		}
 	}
 }
 
