@@ -194,7 +194,11 @@ func (r *Runtime) create(id string, o CreateOptions, detach bool) (_ *newborn, e
 		if err != nil {
 			return nil, err
 		}
-		if n.seal, err = newSeal(n.host.LandlockABI, ruleset, control.LauncherName(control.Box{ID: n.id, Root: n.root})); err != nil {
+		launcher, err := control.NewLauncher(n.dir)
+		if err != nil {
+			return nil, err
+		}
+		if n.seal, err = newSeal(n.host.LandlockABI, ruleset, launcher); err != nil {
 			return nil, err
 		}
 		defer n.seal.Close()

@@ -142,7 +142,11 @@ func (r *Runtime) join(id string, ctr *libcontainer.Container, stored *confined,
 	if err != nil {
 		return err
 	}
-	s, err := newSeal(stored.ABI, ruleset, control.LauncherName(r.box(id)))
+	launcher, err := control.LauncherName(r.Dir(id))
+	if err != nil {
+		return fmt.Errorf("cannot exec in container %s: %s", id, hideENOENT(err))
+	}
+	s, err := newSeal(stored.ABI, ruleset, launcher)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 package control
 
 import (
-	"crypto/sha256"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -31,7 +31,7 @@ const DenialsSocket = "denials.sock"
 
 // Watch makes a sandbox known to the reader.
 type Watch struct {
-	Launcher string `json:"launcher"` // LauncherName of the container
+	Launcher string `json:"launcher"` // LauncherName of the container; only root may know it
 	InitPID  int    `json:"init_pid"`
 	// Cgroups are the lines of /proc/PID/cgroup ("HIERARCHY:CONTROLLERS:PATH",
 	// cgroups(7)) that no process outside of the sandbox has.
@@ -88,6 +88,9 @@ type Denial struct {
 // launcherPrefix begins the names of launchers.
 const launcherPrefix = "nemoclaw-launch:"
 
+// launcherFile holds the name of a container's launcher.
+const launcherFile = "launcher"
+
 // ReadDomains reads the domains of a gateway's containers, by launcher, which
 // the monitor before this one knew; none if there is no file.
 func ReadDomains(gateway string) (map[string][]Domain, error) {
@@ -104,12 +107,28 @@ func WriteDomains(gateway string, d map[string][]Domain) error {
 	return writeJSON(filepath.Join(gateway, DomainsFile), d)
 }
 
-// LauncherName is the name of the memory file that a container's launcher lies
-// in. The kernel tells it when the launcher's Landlock domain denies something
-// for the first time, which is how the domain is known to be the container's.
-func LauncherName(box Box) string {
-	sum := sha256.Sum256([]byte(box.Root + "\x00" + box.ID))
-	return launcherPrefix + hex.EncodeToString(sum[:8])
+// NewLauncher chooses the name of the memory file that the launcher of a container
+// lies in, and keeps it in dir, the container's state directory. The kernel tells
+// the name when the launcher's Landlock domain denies something for the first time,
+// which is how the domain is known to be the container's. Only root can know it:
+// whoever could guess it would be taken for the container.
+func NewLauncher(dir string) (string, error) {
+	b := make([]byte, 16)
+	rand.Read(b)
+	name := launcherPrefix + hex.EncodeToString(b)
+	if err := os.WriteFile(filepath.Join(dir, launcherFile), []byte(name), 0o600); err != nil {
+		return "", fmt.Errorf("cannot keep the launcher's name: %w", err)
+	}
+	return name, nil
+}
+
+// LauncherName is the name that NewLauncher chose.
+func LauncherName(dir string) (string, error) {
+	name, err := os.ReadFile(filepath.Join(dir, launcherFile))
+	if err != nil {
+		return "", fmt.Errorf("cannot tell the launcher's name: %w", err)
+	}
+	return string(name), nil
 }
 
 // DialReader connects to the reader of denials in the run directory.

@@ -77,9 +77,14 @@ func (m *Monitor) observe(box control.Box, initPID int) {
 	if len(m.Reader) == 0 {
 		return
 	}
+	launcher, err := control.LauncherName(control.Dir(filepath.Dir(m.Dir), box.Root, box.ID))
+	if err != nil {
+		m.note("what layers 1 and 2 refuse is not heard: " + err.Error())
+		return
+	}
 	o := &observer{
 		box: box, runDir: filepath.Dir(m.Dir), reader: m.Reader, cgroup: m.Cgroup, told: m.denied, store: m.storeDomains,
-		watch: control.Watch{Launcher: control.LauncherName(box), InitPID: initPID, Cgroups: ownCgroups(initPID)},
+		watch: control.Watch{Launcher: launcher, InitPID: initPID, Cgroups: ownCgroups(initPID)},
 		ready: make(chan struct{}), done: make(chan struct{}),
 	}
 	var ctx context.Context
