@@ -306,6 +306,9 @@ func (b *book) line(verdict control.Verdict, reason string, f *netfilter.Flow) *
 	n.ActionID, n.DispositionID, n.SeverityID, n.StatusID = o.action, o.disposition, o.severity, o.status
 	n.Metadata.UID = fmt.Sprintf("in-%x-%x", f.ID, f.From.Port())
 	n.Src, n.Dst = endpoint("", f.From, 0), endpoint("", f.To, 0)
+	if n.Dst == nil { // of many
+		n.Dst = &audit.Endpoint{UID: b.id}
+	}
 	n.Connection = &audit.Connection{ProtocolName: "ip", ProtocolNum: audit.OtherProtocol, DirectionID: audit.Inbound}
 	if f.Proto != 0 {
 		n.Connection.ProtocolName, n.Connection.ProtocolNum = control.ProtoName(int(f.Proto)), int(f.Proto)
