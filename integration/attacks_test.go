@@ -92,6 +92,8 @@ var attacks = []attack{
 	{67, "the firewall, by the socket on which the kernel tells a worker of refused packets", []string{"cmd/nemoclaw-gateway TestTakenOver: by the socket that tells of them"}, ""},
 	{68, "another name in the ClientHello that answers a HelloRetryRequest", nil, "in a second ClientHello where its servers take one"},
 	{69, "years of lines: the disk, and what is remembered of old files", []string{"egress/audit TestKeep", "egress/audit TestForgottenFiles", "egress/worker TestFloodIsFolded"}, "a program can fill the disk"},
+	{70, "a flood of datagrams, to hide one or to keep others waiting", []string{"integration TestRefusedPacketsAreCounted", "egress/worker TestLostReports"}, "of those that found no room on their way a line tells the number"},
+	{71, "a datagram from a socket that is closed before anybody looks", []string{"egress/monitor TestSender: sendclose"}, "who sent to that address last is named, with that doubt"},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.
