@@ -70,6 +70,44 @@ func TestNobodyCallsFromInside(t *testing.T) {
 	})
 }
 
+// Nor does one connect in the name of somebody outside: whom it connects to, in
+// the sandbox, would take it for a caller.
+func TestNobodyConnectsFromInsideInAnothersName(t *testing.T) {
+	w := newWorld(t)
+	w.plugIn("eth0", 1)
+	w.gateway()
+	w.start("all")
+	freely := func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+		return errors.Join(cerr, err)
+	}
+	for _, c := range []struct{ from, server string }{
+		{"203.0.113.9", "127.0.0.1:8080"},
+		{"203.0.113.9", "172.31.1.5:8081"},
+		{"2001:db8::9", "[::1]:8080"},
+		{"2001:db8::9", "[fd31:1::5]:8081"},
+	} {
+		w.serve(w.inner, "tcp", c.server, "mine")
+		w.in(w.inner, func() error {
+			d := net.Dialer{Control: freely}
+			if conn, err := d.Dial("tcp", c.server); err != nil {
+				t.Errorf("to %s in its own name: %v", c.server, err)
+			} else {
+				conn.Close()
+			}
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(c.from)}
+			conn, err := d.Dial("tcp", c.server)
+			if err == nil {
+				conn.Close()
+			}
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("to %s in the name of %s: %v; want: refused", c.server, c.from, err)
+			}
+			return nil
+		})
+	}
+}
+
 // Answers of the gateway's are its own: a neighbour in the pod, or another user
 // of the container, cannot say in its name where a host is.
 func TestAnswersAreTheGateways(t *testing.T) {

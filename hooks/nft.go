@@ -227,6 +227,9 @@ func innerChains(v6 bool) []chain {
 		in.rule(ipv6, drop)
 	}
 
+	// Nearly all packets are of connections that stand: nothing below is about them.
+	out.rule(toLo, tcp, later, notTo(resolver), accept)
+	out.rule(toLo, tcp, later, ipv6, accept)
 	// Every address is one of this machine's (steer), so that a program could speak
 	// in the name of a server, or of the gateway; of IPv6 it needs not even that
 	// (ipv6(7), IPV6_FREEBIND). To connection tracking the question to that server
@@ -487,9 +490,13 @@ var (
 	seldom  = words{&expr.Limit{Type: expr.LimitTypePkts, Rate: limits.FoldKey, Unit: expr.LimitTimeSecond, Burst: limits.FoldKey}}
 	logged  = toGroup(RefusedGroup)
 
-	// opening is a TCP segment with SYN and without ACK: RFC 9293, 3.1.
-	opening = words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}}, is(expr.CmpOpEq, []byte{0x02})}
+	// tcpFlags loads SYN and ACK.
+	tcpFlags = words{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x12}, Xor: []byte{0}}}
+	// opening is a TCP segment with SYN and without ACK: RFC 9293, 3.1; later is
+	// any other.
+	opening = slices.Concat(tcpFlags, words{is(expr.CmpOpEq, []byte{0x02})})
+	later   = slices.Concat(tcpFlags, words{is(expr.CmpOpNeq, []byte{0x02})})
 
 	// toUs is a destination in the local table.
 	toUs = words{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagDADDR: true}, is(expr.CmpOpEq, native(unix.RTN_LOCAL))}
