@@ -543,9 +543,18 @@ func (f *flow) compareName(sni string) *fault {
 	return nil
 }
 
+// readers read requests. What one program said is gone when the next one's are
+// read (bufio.Reader.Reset).
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4096) }}
+
 // serveHTTP relays requests one by one.
 func (f *flow) serveHTTP() {
-	br := bufio.NewReaderSize(f.c, 4096)
+	br := readers.Get().(*bufio.Reader)
+	br.Reset(f.c)
+	defer func() {
+		br.Reset(nil)
+		readers.Put(br)
+	}()
 	h, fault := f.readHead(br)
 	if fault != nil {
 		f.refuse(*fault)

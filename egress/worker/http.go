@@ -338,7 +338,7 @@ func readBlock(br *bufio.Reader) ([]byte, error) {
 	if !looksHTTP(first) && first[0] != '\r' {
 		return first, errNotHTTP // its end of line might never come
 	}
-	var b []byte
+	b := make([]byte, 0, len(first))
 	for read := 0; ; {
 		line, err := br.ReadSlice('\n')
 		b = append(b, line...)
@@ -428,7 +428,9 @@ func (f *flow) passRequests(br *bufio.Reader, h *head) *fault {
 }
 
 func (f *flow) writeHead(h *head) error {
-	_, err := f.way(f.up).Write(h.appendTo(make([]byte, 0, 1024), f.target))
+	room := buffers.Get().(*[copySize]byte)
+	defer buffers.Put(room)
+	_, err := f.way(f.up).Write(h.appendTo(room[:0], f.target))
 	return err
 }
 
