@@ -109,6 +109,9 @@ func engineRules(inner *os.File) ([]rule, error) {
 
 // addRules gives the uplink the rules that it does not have.
 func addRules(uplink *os.File, rules []rule) error {
+	if len(rules) == 0 {
+		return nil
+	}
 	return In(uplink, func() error {
 		for _, r := range rules {
 			req := nl.NewNetlinkRequest(unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
