@@ -94,6 +94,7 @@ var attacks = []attack{
 	{69, "years of lines: the disk, and what is remembered of old files", []string{"egress/audit TestKeep", "egress/audit TestForgottenFiles", "egress/worker TestFloodIsFolded"}, "a program can fill the disk"},
 	{70, "a flood of datagrams, to hide one or to keep others waiting", []string{"integration TestRefusedPacketsAreCounted", "egress/worker TestLostReports"}, "of those that found no room on their way a line tells the number"},
 	{71, "a datagram from a socket that is closed before anybody looks", []string{"egress/monitor TestSender: sendclose"}, "who sent to that address last is named, with that doubt"},
+	{72, "a denial for good that an older one, which ends, keeps out of the policy", []string{"specs/policy TestAddBesideWhatEnds"}, ""},
 }
 
 // Each attack is tried by a test that exists, or the threat model owns up to it.

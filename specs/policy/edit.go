@@ -13,7 +13,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// ErrAlready is why AddRule and AddDeny change nothing: the policy says it now.
+// ErrAlready is why AddRule and AddDeny change nothing: the policy says it now, and
+// does not cease to.
 var ErrAlready = errors.New("the policy says so already")
 
 // The lists below egress that rules are added to.
@@ -85,6 +86,10 @@ func newRule(list, host string, port uint16) (Rule, error) {
 	return r, nil
 }
 
+// forEver is when every rule has ended that ends at all (RFC 3339 has four digits
+// for a year).
+var forEver = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
 // wanted returns the policy that src has with the rule added.
 func wanted(src []byte, list string, rule Rule) (*Policy, error) {
 	if isEmpty(src) {
@@ -94,12 +99,12 @@ func wanted(src []byte, list string, rule Rule) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot add a rule to a policy that has faults:\n%w", err)
 	}
-	now := time.Now()
-	p.Begin(now, nil)
-	switch v := p.decideRule(rule, now); {
-	case list == listRules && v.Allow && v.Would == "", list == listDeny && v.Reason == Denied:
+	// What it says for ever, and what it denies for now.
+	v := p.decideRule(rule, forEver)
+	if list == listRules && v.Allow && v.Would == "" || list == listDeny && v.Reason == Denied {
 		return nil, fmt.Errorf("cannot add %s: %w (%s)", rule, ErrAlready, writtenAt(v.Rule))
-	case list == listRules && v.Reason == Denied:
+	}
+	if v := p.decideRule(rule, time.Now()); list == listRules && v.Reason == Denied {
 		return nil, fmt.Errorf("cannot add %s: a deny rule beats every other (%s)", rule, writtenAt(v.Rule))
 	}
 	if list == listDeny {

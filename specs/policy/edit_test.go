@@ -433,3 +433,24 @@ func isSubsequence(part, whole []byte) bool {
 	}
 	return len(part) == 0
 }
+
+// What ends some day is not what was asked for: a rule is added that does not.
+func TestAddBesideWhatEnds(t *testing.T) {
+	for _, c := range []struct {
+		name, src string
+		add       func([]byte, string, uint16, string) ([]byte, error)
+	}{
+		{"denied until", "egress:\n  rules: []\n  deny:\n    - {host: \"**.evil.example\", expires: 2999-01-01T00:00:00Z}\n", AddDeny},
+		{"allowed until", "egress:\n  rules:\n    - {host: www.evil.example, port: 443, expires: 2999-01-01T00:00:00Z}\n", AddRule},
+		{"allowed for", "egress:\n  rules:\n    - {host: www.evil.example, port: 443, ttl: 1h}\n", AddRule},
+	} {
+		out, err := c.add([]byte(c.src), "www.evil.example", 443, "")
+		if err != nil || !strings.Contains(string(out), "- host: www.evil.example\n") {
+			t.Errorf("%s: %q, %v", c.name, out, err)
+			continue
+		}
+		if _, err := c.add(out, "www.evil.example", 443, ""); !errors.Is(err, ErrAlready) {
+			t.Errorf("%s, and once more: %v", c.name, err)
+		}
+	}
+}
