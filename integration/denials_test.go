@@ -107,7 +107,7 @@ func (s *switchboard) want(when string, enabled, backlog uint32, never bool) {
 func (s *switchboard) on(b *box) {
 	s.t.Helper()
 	if !kaudit.ReportsLandlock() {
-		lacking(s.t, "this kernel does not report what Landlock denies (Linux 6.15)")
+		lacking(b.t, "this kernel does not report what Landlock denies (Linux 6.15)")
 	}
 	if got := b.ctl("setup", "audit"); got.code != 0 {
 		s.t.Fatalf("setup audit: %s", got)

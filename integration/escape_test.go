@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -66,6 +68,10 @@ func TestEscapes(t *testing.T) {
 				return
 			}
 		}
+		if newerKernel(t, a.Source) {
+			t.Logf("%s: %s (%s): this kernel is older", g.Name, a.Name, a.Source)
+			return
+		}
 		t.Errorf("%s: %s (%s): under runc %s: %s, and privileged: %s, want %s and not %s: it proves nothing", g.Name, a.Name, a.Source, a.Do, free[0][n], free[1][n], a.Proof, a.Want)
 	})
 	for _, user := range []string{"root", "user"} {
@@ -90,6 +96,33 @@ func TestEscapes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// since is how the source of an attempt says that an older kernel has nothing to
+// attack.
+var since = regexp.MustCompile(`\bLinux (\d+)\.(\d+)$`)
+
+// newerKernel tells whether a source names a newer kernel than this.
+func newerKernel(t *testing.T, source string) bool {
+	t.Helper()
+	named := since.FindStringSubmatch(source)
+	if named == nil {
+		return false
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var this, other [2]int
+	for i := range this {
+		if _, err := fmt.Sscan(named[1+i], &other[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &this[0], &this[1]); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Compare(this[:], other[:]) < 0
 }
 
 // privileged are Docker's capabilities and those that reach the kernel.

@@ -29,6 +29,10 @@ func TestNullDeviceIsNoOther(t *testing.T) {
 			if err := unix.Mknod(filepath.Join(dir, "dev/null"), test.mode, int(test.dev)); err != nil {
 				t.Skip("no device can be made here: ", err)
 			}
+			var fs unix.Statfs_t
+			if err := unix.Statfs(dir, &fs); err == nil && fs.Flags&unix.ST_NODEV != 0 && test.ok {
+				t.Skipf("no device can be opened in %s: it is mounted nodev", os.TempDir()) // as /tmp of Debian 13
+			}
 			for _, flags := range []int{unix.O_RDONLY, unix.O_WRONLY} {
 				f, err := root.null(flags)
 				if err == nil {
