@@ -24,7 +24,7 @@ LAUNCH_FLAGS := -Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-p
 	-Wall -Wextra -Werror -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,noseparate-code -s
 ARM64 := .cache/arm64
 
-.PHONY: help build install demo test test-engines test-arm64 golden fuzz mutate soak bench lint check deps clean launch-arm64
+.PHONY: help build install demo test test-engines test-arm64 test-vm golden fuzz mutate soak bench lint check deps clean launch-arm64
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bin/nemoclaw-gateway bin/nemoclawctl bin/containerd-shim-nemoclaw-v1: bin/%: $(S
 
 test-engines: build ## run under a real Docker, unpacked into .cache (root)
 	NEMOCLAW_ENGINES=1 $(GO) test -count=1 -v ./integration/engines
+
+test-vm: build ## run on another machine: another kernel, systemd, other engines; VM="-run Engines" (half an hour, root)
+	NEMOCLAW_VM=1 $(GO) test -count=1 -timeout 0 -v ./integration/vm $(VM)
 
 install: build ## install below PREFIX (default /usr/local)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/nemoclaw/shim

@@ -54,6 +54,7 @@ var deps = map[string][]string{
 	"integration/arm64":   {},
 	"integration/engines": {"integration/world", "integration/escape"},
 	"integration/mutate":  {},
+	"integration/vm":      {},
 	"integration/bench":   {"integration/world", "egress/control"},
 
 	"examples/demo":         {"examples/demo/attempt", "integration/world"},
