@@ -248,7 +248,7 @@ func Release(program, dir string, inner *os.File, uplinkMode string, links []str
 		return err
 	}
 	defer uplink.Close()
-	ours := uplink
+	ours, entered := uplink, hasOwnUplink(uplinkMode) && len(links) > 0
 	switch {
 	case uplinkMode == "none": // whatever was moved leads in only
 		links = nil
@@ -261,7 +261,7 @@ func Release(program, dir string, inner *os.File, uplinkMode string, links []str
 	go func() {
 		_, err := Revive(program, dir)
 		if err == nil {
-			_, _, err = request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links}})
+			_, _, err = request(control.Gateway(dir), control.ToMonitor{Started: &control.Started{Links: links, Entered: entered}})
 		}
 		told <- err
 	}()

@@ -31,7 +31,11 @@ func port(n uint16) netip.AddrPort { return netip.AddrPortFrom(world.PluggedAddr
 func (e *earth) called(network string) (*box, *talk) {
 	e.t.Helper()
 	b := newBox(e.t)
-	b.policy(strings.Replace(e.policy("auto", allowed...), "network: {", "network: {"+network, 1))
+	text := e.policy("auto", allowed...)
+	if strings.Contains(network, "uplink: ") {
+		text = strings.Replace(text, "uplink: auto, ", "", 1)
+	}
+	b.policy(strings.Replace(text, "network: {", "network: {"+network, 1))
 	main, created := b.create()
 	if created.code != 0 {
 		e.t.Fatalf("create: %s", created)
@@ -244,6 +248,15 @@ func TestInboundFlood(t *testing.T) {
 	if ends != begun || bytes != carried {
 		t.Errorf("the log tells of the end of %d connections that carried %d bytes; there were %d, with %d", ends, bytes, begun, carried)
 	}
+}
+
+// Who may be called and call nobody is called in the log.
+func TestInboundWithoutUplink(t *testing.T) {
+	e := newEarth(t)
+	b, main := e.called("uplink: none, ")
+	main.want("ok", "echo tcp4 0.0.0.0:8080")
+	c := e.chat("tcp", port(8080))
+	b.about(c, "allow")
 }
 
 // Whichever container of a pod is called, the pod's log tells.

@@ -277,7 +277,7 @@ func packet(c *audit.Connection) string {
 }
 
 func place(e *audit.Endpoint) string {
-	if e == nil {
+	if e == nil || *e == (audit.Endpoint{UID: e.UID}) { // of many
 		return "?"
 	}
 	return cmp.Or(e.Hostname, e.IP, "?") + ":" + strconv.Itoa(int(e.Port))

@@ -79,7 +79,7 @@ func TestInboundIsShown(t *testing.T) {
 	}{
 		{`"src_endpoint":{"ip":"203.0.113.9","port":2001},"dst_endpoint":{"ip":"172.17.0.2","port":80},"traffic":{"bytes_in":300,"bytes_out":4000},"unmapped":{"verdict":"end"}`,
 			"end     172.17.0.2:80 from 203.0.113.9:2001 sent 4000 got 300 bytes", true},
-		{`"count":80,"firewall_rule":{"name":"network.ingress: none"},"unmapped":{"verdict":"refuse","reason":"ingress"}`,
+		{`"count":80,"dst_endpoint":{"uid":"web"},"firewall_rule":{"name":"network.ingress: none"},"unmapped":{"verdict":"refuse","reason":"ingress"}`,
 			"refuse  ? from outside ingress (80 times) by network.ingress: none", false},
 	} {
 		line := []byte(`{"class_uid":4001,"connection_info":{"direction_id":1},` + c.line + `}`)

@@ -110,6 +110,9 @@ type Started struct {
 	// Links are the interfaces that lead out, by name; none: no uplink, and
 	// every connection is refused for that reason.
 	Links []string `json:"links"`
+	// Entered says that somebody may come in by the engine's interfaces, which
+	// may be all that they are for: none of Links.
+	Entered bool `json:"entered,omitempty"`
 }
 
 // Ruleset asks for a container's filled ruleset.

@@ -75,11 +75,13 @@ func (m *Monitor) replugged(ctx context.Context, links []string) {
 		what = "the engine has taken its last link away"
 	}
 	m.note(what)
+	if len(links) > 0 {
+		m.inbound.begin(m)
+	}
 	if m.rules.created.Network.Uplink == policy.UplinkNone { // they lead in only
 		links = nil
 	}
 	if _, err := m.put(func(r *rules) { r.links, r.plugged = links, len(links) > 0 }); err != nil {
 		m.note(err.Error())
 	}
-	m.inbound.begin(m, len(links))
 }

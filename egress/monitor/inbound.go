@@ -12,7 +12,6 @@ import (
 	"nemoclaw/egress/audit"
 	"nemoclaw/egress/limits"
 	"nemoclaw/egress/netfilter"
-	"nemoclaw/specs/policy"
 )
 
 // inbound writes down the connections that come in from outside. The kernel
@@ -43,10 +42,10 @@ type inbound struct {
 // inboundRule is what decided about connections from outside.
 func inboundRule(ingress string) string { return "network.ingress: " + ingress }
 
-// begin listens, if there is a link by which somebody may come in.
-func (in *inbound) begin(m *Monitor, links int) {
-	network := m.rules.created.Network
-	if m.Inbound == nil || !m.attached.OwnUplink || network.Uplink != policy.UplinkAuto || links == 0 {
+// begin listens. It is called when there is a link by which somebody may come in,
+// and does something the first time.
+func (in *inbound) begin(m *Monitor) {
+	if m.Inbound == nil || !m.attached.OwnUplink {
 		return
 	}
 	in.mu.Lock()
@@ -56,7 +55,7 @@ func (in *inbound) begin(m *Monitor, links int) {
 	}
 	in.begun = true
 	in.m = m
-	in.book = newBook(m.attached.ID, inboundRule(network.Ingress), m.log.Append)
+	in.book = newBook(m.attached.ID, inboundRule(m.rules.created.Network.Ingress), m.log.Append)
 	var err error
 	if in.flows, in.refusals, err = m.Inbound(m.uplink); err != nil {
 		m.note(err.Error())

@@ -85,7 +85,9 @@ func (m *Monitor) started(s *control.Started) error {
 	if err != nil {
 		return fmt.Errorf("cannot start: %w", err)
 	}
-	m.inbound.begin(m, len(links))
+	if s.Entered {
+		m.inbound.begin(m)
+	}
 	m.follow.begin(m)
 	m.observers.await()
 	return nil
