@@ -206,7 +206,8 @@ func TestQuestionsAreTheGateways(t *testing.T) {
 // A packet that carries its own route has another destination when it has arrived
 // than when it was steered. The engine's resolver, which asks from the host, is not
 // reached by one, even where the host takes such packets, and connection tracking
-// was made to take them for answers.
+// was made to take them for answers. Newer kernels ask who sends one for
+// CAP_NET_RAW, which the test has and no program of a sandbox.
 func TestSourceRoutes(t *testing.T) {
 	w := newWorld(t)
 	w.plugIn("eth0", 1)
