@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	goruntime "runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -95,6 +96,7 @@ func (r *recorder) add(p pending, queue *[]pending) {
 	r.mu.Lock()
 	*queue = append(*queue, shortened(p))
 	r.mu.Unlock()
+	goruntime.Gosched() // whoever is about to add one comes along
 	r.send()
 }
 
