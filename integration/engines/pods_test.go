@@ -61,6 +61,9 @@ func TestPod(t *testing.T) {
 	// One container is restarted: it joins again.
 	removeFrom(t, "engines-app")
 	runIn(t, "engines-app", shared, "sh", "-c", "httpd -h /var/www && sleep 1000")
+	if s := execIn(t, "engines-app", "sh", "-c", "until wget -qO /dev/null http://127.0.0.1/; do sleep 0.1; done"); s.code != 0 { // it listens
+		t.Errorf("its own page: %v", s)
+	}
 	if page, err := probe(); !strings.HasSuffix(page, "a page\n") {
 		t.Errorf("the probe after a restart: %q, %v", page, err)
 	}
