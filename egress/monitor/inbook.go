@@ -264,12 +264,12 @@ func (b *book) busy(gap bool) bool {
 	return gap || len(b.folds) > 0 || len(b.closing) > 0 || b.begun > 0 || b.failed > 0 || b.unsaid != 0
 }
 
-// compare takes what the kernel lists, after something was not heard, and returns
-// how many connections are open that no line has told of.
+// compare takes which connections are open, after something was not heard, and
+// returns of how many of them no line has told.
 func (b *book) compare(live []*netfilter.Flow) (unknown int) {
 	others := 0
 	for _, f := range live {
-		if _, ok := b.open[endsOf(f)]; !ok && (f.Proto == unix.IPPROTO_UDP || f.State.Open()) {
+		if _, ok := b.open[endsOf(f)]; !ok {
 			others++
 		}
 	}
@@ -278,20 +278,24 @@ func (b *book) compare(live []*netfilter.Flow) (unknown int) {
 	return unknown
 }
 
-// endAll ends every connection, with what the kernel knows of those that live.
-func (b *book) endAll(live map[ends]*netfilter.Flow) {
-	for at, f := range live {
-		known, ok := b.open[at]
-		switch {
-		case ok:
-			delete(b.open, at)
-			b.end(f, known)
-		case f.Proto == unix.IPPROTO_TCP && !f.Agreed():
-			b.fail(f)
-		default:
-			b.fold(control.End, "", f)
-		}
+// endNow ends a connection that the kernel still knows, and of which nothing more
+// will be heard.
+func (b *book) endNow(f *netfilter.Flow) {
+	at := endsOf(f)
+	known, ok := b.open[at]
+	switch {
+	case ok:
+		delete(b.open, at)
+		b.end(f, known)
+	case f.Proto == unix.IPPROTO_TCP && !f.Agreed():
+		b.fail(f)
+	default:
+		b.fold(control.End, "", f)
 	}
+}
+
+// endRest ends those of which nothing was heard.
+func (b *book) endRest() {
 	for at := range b.open {
 		b.unseen(at)
 	}

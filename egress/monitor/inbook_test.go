@@ -186,14 +186,13 @@ func TestInboundTableIsBounded(t *testing.T) {
 	if len(s.open) != limits.Inbound || s.others != limits.Inbound || s.counts().open != 2*limits.Inbound {
 		t.Errorf("%d are told apart, %d counted", len(s.open), s.others)
 	}
-	live := map[ends]*netfilter.Flow{}
+	s.took()
 	for i := range 2 * limits.Inbound {
 		f := over(i)
 		f.Over, f.State, f.Stop = false, netfilter.Established, time.Time{}
-		live[endsOf(f)] = f
+		s.endNow(f)
 	}
-	s.took()
-	s.endAll(live)
+	s.endRest()
 	s.flush(0)
 	var ended int
 	var bytes int64
@@ -216,14 +215,15 @@ func TestInboundUnheard(t *testing.T) {
 	s.took()
 	datagrams := call(5, 0)
 	datagrams.Proto = unix.IPPROTO_UDP
-	live := []*netfilter.Flow{call(2, netfilter.Established), call(3, netfilter.FinWait), call(4, netfilter.TimeWait), datagrams}
+	live := []*netfilter.Flow{call(2, netfilter.Established), call(3, netfilter.FinWait), datagrams}
 	if n := s.compare(live); n != 2 || s.counts().open != 4 {
 		t.Errorf("%d are open that no line has told of, and %d in all", n, s.counts().open)
 	}
 	if n := s.compare(live); n != 0 {
 		t.Errorf("once more there are %d", n)
 	}
-	s.endAll(map[ends]*netfilter.Flow{endsOf(call(2, 0)): call(2, netfilter.Established)})
+	s.endNow(call(2, netfilter.Established))
+	s.endRest()
 	if lines := s.took(); len(lines) != 2 || lines[1].Src.Port != 2001 || lines[1].Traffic != nil || lines[1].Unmapped.Detail == "" || lines[1].StatusID != 2 {
 		t.Errorf("the end that was not heard: %+v", lines)
 	}

@@ -69,9 +69,7 @@ func (in *inbound) begin(m *Monitor) {
 			m.note(err.Error())
 		}
 		for _, f := range live {
-			if f.Proto == unix.IPPROTO_UDP || f.State.Open() {
-				in.book.begin(f, "it was open when the gateway began to listen")
-			}
+			in.book.begin(f, "it was open when the gateway began to listen")
 		}
 		in.readers.Go(in.read)
 	}
@@ -81,11 +79,16 @@ func (in *inbound) begin(m *Monitor) {
 	in.later()
 }
 
-// list is what the kernel knows of connections from outside.
+// list is which connections from outside are open, by what the kernel knows. Of
+// those that are over it remembers many more.
 func (in *inbound) list() (live []*netfilter.Flow, err error) {
 	in.asking.Lock()
 	defer in.asking.Unlock()
-	err = in.flows.List(func(f netfilter.Flow) { live = append(live, &f) })
+	err = in.flows.List(func(f netfilter.Flow) {
+		if f.Proto == unix.IPPROTO_UDP || f.State.Open() {
+			live = append(live, &f)
+		}
+	})
 	return live, err
 }
 
@@ -116,6 +119,12 @@ func (in *inbound) forget(list []*netfilter.Flow) {
 	}
 	in.asking.Lock()
 	defer in.asking.Unlock()
+	in.mu.Lock()
+	ended := in.ended // and what is asked by is closed, or soon will be
+	in.mu.Unlock()
+	if ended {
+		return
+	}
 	for _, f := range list {
 		if err := in.flows.Forget(f); err != nil {
 			in.m.note(err.Error())
@@ -180,7 +189,7 @@ func (in *inbound) flush() {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.ended {
+	if in.ended { // whatever came of it
 		return
 	}
 	in.tick = nil
@@ -261,21 +270,24 @@ func (in *inbound) end() {
 }
 
 // endFlows takes what the kernel has told and nobody has read yet, and of the
-// other connections what it knows of them now.
+// other connections what it knows of them now. Some may end meanwhile.
 func (in *inbound) endFlows() {
-	live := map[ends]*netfilter.Flow{}
-	err := in.flows.List(func(f netfilter.Flow) { live[endsOf(&f)] = &f })
+	unread := in.flows.Drain(func(f netfilter.Flow) { in.book.heard(&f) })
+	listed := map[uint32]bool{}
+	err := in.flows.List(func(f netfilter.Flow) {
+		listed[f.ID] = true
+		in.book.endNow(&f)
+	})
 	if err != nil {
 		in.m.note(err.Error())
 	}
 	err = in.flows.Drain(func(f netfilter.Flow) {
-		if f.Over {
-			delete(live, endsOf(&f))
+		if !listed[f.ID] {
+			in.book.heard(&f)
 		}
-		in.book.heard(&f)
 	})
-	if err != nil || in.gap {
+	if unread != nil || err != nil || in.gap {
 		in.missed(0)
 	}
-	in.book.endAll(live)
+	in.book.endRest()
 }

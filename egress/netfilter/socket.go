@@ -94,22 +94,28 @@ func (s *socket) receive(each func(kind uint16, seq uint32, data []byte) error) 
 	return s.received(n, from, err, each)
 }
 
-// drain passes on what is there, and waits for nothing.
+// drain passes on what is there, and waits for nothing. unix.ENOBUFS says that
+// some were lost, and that the others were passed on.
 func (s *socket) drain(each func(kind uint16, seq uint32, data []byte) error) (err error) {
 	cerr := s.raw.Control(func(fd uintptr) {
-		for err == nil {
+		for {
 			n, from, rerr := unix.Recvfrom(int(fd), s.buf, 0)
+			if rerr == unix.EAGAIN {
+				return
+			}
 			if rerr == unix.EINTR {
 				continue
 			}
-			err = s.received(n, from, rerr, each)
+			if rerr = s.received(n, from, rerr, each); rerr != nil {
+				err = rerr
+			}
+			if rerr != nil && rerr != unix.ENOBUFS {
+				return
+			}
 		}
 	})
 	if cerr != nil {
 		return errClosed
-	}
-	if err == unix.EAGAIN {
-		return nil
 	}
 	return err
 }
