@@ -79,7 +79,7 @@ func sweepContainer(dir string) (removed bool, err error) {
 func isOurs(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
-		known := []string{control.CgroupsFile, control.GatewayLink, notifyDir, resolvConf}
+		known := []string{control.CgroupsFile, control.GatewayLink, control.LauncherFile, notifyDir, resolvConf}
 		return !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), ".new-")
 	})
 }

@@ -25,6 +25,15 @@ func TestSweepLeavesOthersAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// As far as a create comes before it stores the Sandbox.
+	if _, err := control.NewLauncher(left); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{control.CgroupsFile, resolvConf, ".new-123"} {
+		if err := os.WriteFile(filepath.Join(left, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// libcontainer's, of a container whose id is "web.12345678".
 	namesake := filepath.Join(runDir, "web.12345678")
 	if err := os.Mkdir(namesake, 0o711); err != nil {

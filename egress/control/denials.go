@@ -88,8 +88,8 @@ type Denial struct {
 // launcherPrefix begins the names of launchers.
 const launcherPrefix = "nemoclaw-launch:"
 
-// launcherFile holds the name of a container's launcher.
-const launcherFile = "launcher"
+// LauncherFile holds the name of a container's launcher.
+const LauncherFile = "launcher"
 
 // ReadDomains reads the domains of a gateway's containers, by launcher, which
 // the monitor before this one knew; none if there is no file.
@@ -116,7 +116,7 @@ func NewLauncher(dir string) (string, error) {
 	b := make([]byte, 16)
 	rand.Read(b)
 	name := launcherPrefix + hex.EncodeToString(b)
-	if err := os.WriteFile(filepath.Join(dir, launcherFile), []byte(name), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, LauncherFile), []byte(name), 0o600); err != nil {
 		return "", fmt.Errorf("cannot keep the launcher's name: %w", err)
 	}
 	return name, nil
@@ -124,7 +124,7 @@ func NewLauncher(dir string) (string, error) {
 
 // LauncherName is the name that NewLauncher chose.
 func LauncherName(dir string) (string, error) {
-	name, err := os.ReadFile(filepath.Join(dir, launcherFile))
+	name, err := os.ReadFile(filepath.Join(dir, LauncherFile))
 	if err != nil {
 		return "", fmt.Errorf("cannot tell the launcher's name: %w", err)
 	}

@@ -31,7 +31,7 @@ func TestLauncherNameIsASecret(t *testing.T) {
 			t.Errorf("the name is %q", name)
 		}
 		seen[name] = true
-		if st, err := os.Stat(filepath.Join(dir, launcherFile)); err != nil || st.Mode() != fs.FileMode(0o600) {
+		if st, err := os.Stat(filepath.Join(dir, LauncherFile)); err != nil || st.Mode() != fs.FileMode(0o600) {
 			t.Errorf("it is kept in %v, %v", st, err)
 		}
 	}
