@@ -54,8 +54,9 @@ func boot(t *testing.T, kernel string, d disk) *machine {
 		"-machine", "q35,sata=off,smbus=off", "-nodefaults", "-no-reboot", "-display", "none",
 		"-kernel", filepath.Join(cache(t), kernel),
 		"-append", "root=/dev/nvme0n1 rw console=ttyS0 panic=-1 mitigations=off nowatchdog tsc=reliable systemd.unit=agent.service",
+		// Of two disks of one kind the kernel may find either first.
 		"-drive", "file="+d.root+",format=raw,if=none,id=root", "-device", "nvme,drive=root,serial=root",
-		"-drive", "file="+d.tree+",format=raw,if=none,id=tree", "-device", "nvme,drive=tree,serial=tree",
+		"-drive", "file="+d.tree+",format=raw,if=none,id=tree", "-device", "virtio-blk-pci,drive=tree",
 		"-serial", "file:"+m.console, "-serial", "stdio")
 	m.qemu.Env = append(os.Environ(), "LD_LIBRARY_PATH="+libraries(t, root))
 	m.qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -79,7 +80,7 @@ func boot(t *testing.T, kernel string, d disk) *machine {
 	go m.listen(out)
 	t.Cleanup(m.cut)
 	m.answer(func(string) {})
-	m.must("mkdir -p /nemoclaw; mount /dev/nvme1n1 /nemoclaw; ip link set lo up")
+	m.must("mkdir -p /nemoclaw; modprobe -a virtio_pci virtio_blk; mount /dev/vda /nemoclaw; ip link set lo up")
 	t.Logf("Linux %s, up in %.0f s", m.must("uname -r"), time.Since(began).Seconds())
 	return m
 }
