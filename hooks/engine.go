@@ -156,7 +156,7 @@ func (l ear) isThat(proc string, fd int) bool {
 	if err != nil {
 		return false
 	}
-	copied, err := copyOf(pid, fd)
+	copied, err := copyOf(pid, 0, fd)
 	if err != nil {
 		return false
 	}
@@ -174,9 +174,10 @@ func (l ear) isThat(proc string, fd int) bool {
 	return err == nil && ok && at.Port == int(l.port) && at.Addr == EngineResolver.As4() && isHere(copied)
 }
 
-// copyOf makes descriptor fd of a process one of ours as well.
-func copyOf(pid, fd int) (int, error) {
-	process, err := unix.PidfdOpen(pid, 0)
+// copyOf makes descriptor fd of a process one of ours as well, or of a thread if
+// flags are PIDFD_THREAD (pidfd_open(2)).
+func copyOf(pid, flags, fd int) (int, error) {
+	process, err := unix.PidfdOpen(pid, flags)
 	if err != nil {
 		return -1, err
 	}

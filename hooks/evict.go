@@ -40,19 +40,39 @@ func Evict(inner *os.File) (ended []string, err error) {
 }
 
 // squats tells whether a process holds a socket that keeps a listener from its
-// address.
+// address. Its threads need not share their descriptors, nor need the first of them
+// have lived as long as the others.
 func squats(pid int) (at netip.AddrPort, taken bool) {
-	dir := fmt.Sprintf("/proc/%d/fd/", pid)
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return at, false
+	}
+	for _, t := range threads {
+		if tid, err := strconv.Atoi(t.Name()); err == nil {
+			if at, taken = threadSquats(tid, pid); taken {
+				return at, true
+			}
+		}
+	}
+	return at, false
+}
+
+func threadSquats(tid, pid int) (at netip.AddrPort, taken bool) {
+	dir := fmt.Sprintf("/proc/%d/task/%d/fd/", pid, tid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return at, false
+	}
+	flags := 0
+	if tid != pid {
+		flags = unix.PIDFD_THREAD // Linux 6.9; nobody can copy from it before
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
 		if link, lerr := os.Readlink(dir + e.Name()); err != nil || lerr != nil || !strings.HasPrefix(link, "socket:") {
 			continue
 		}
-		copied, err := copyOf(pid, fd)
+		copied, err := copyOf(tid, flags, fd)
 		if err != nil {
 			continue
 		}

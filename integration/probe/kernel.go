@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	goruntime "runtime"
 	"strings"
 	"unsafe"
 
@@ -54,7 +55,8 @@ var kernelVerbs = map[string]verb{
 		}
 		return "", err
 	},
-	"unshare": func(a []string) (string, error) { return "", unix.Unshare(int(number(a[0]))) },
+	"end-first-thread": func([]string) (string, error) { endFirstThread(); return "", nil },
+	"unshare":          func(a []string) (string, error) { return "", unix.Unshare(int(number(a[0]))) },
 	// join PATH: setns(2).
 	"join": func(a []string) (string, error) {
 		fd, err := unix.Open(a[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -159,4 +161,17 @@ func ioctl(fd, request uintptr) error {
 		return e
 	}
 	return nil
+}
+
+// endFirstThread ends the thread that the process has its number of (main). The
+// others go on, in what looks like a zombie to whoever knows no more than the
+// number (pthread_exit(3), NOTES).
+func endFirstThread() {
+	close(firstThread)
+	for {
+		if _, err := os.Readlink("/proc/self/exe"); err != nil { // a zombie has none
+			return
+		}
+		goruntime.Gosched()
+	}
 }

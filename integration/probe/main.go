@@ -24,7 +24,16 @@ const (
 	exitRefused = 3 // this is not a root that a test made
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout)) }
+// firstThread is closed to end the first thread.
+var firstThread = make(chan struct{})
+
+func init() { goruntime.LockOSThread() } // main has the first thread to itself
+
+func main() {
+	go func() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout)) }()
+	<-firstThread
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+}
 
 func run(args []string, in io.Reader, out io.Writer) int {
 	if err := atHome(); err != nil {
