@@ -29,6 +29,9 @@ func List(dir string) ([]Stored, error) {
 	}
 	var list []Stored
 	for _, file := range files {
+		if fi, err := os.Lstat(file); err == nil && !fi.Mode().IsRegular() {
+			continue // somebody's: a gateway makes none such, nor writes to it
+		}
 		s, err := stored(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it was removed meanwhile

@@ -5,8 +5,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A log is listed with all that belongs to it and removed with that alone; one
@@ -25,6 +28,10 @@ func TestStoredLogs(t *testing.T) {
 	}
 	must(t, os.Chtimes(old, time.Time{}, time.Now().Add(-time.Hour)))
 	must(t, os.WriteFile(old+".notes", nil, 0o600)) // somebody's
+	// No logs, and in nobody's way.
+	must(t, os.Symlink(old, filepath.Join(dir, "link.jsonl")))
+	must(t, unix.Mkfifo(filepath.Join(dir, "fifo.jsonl"), 0o600))
+	must(t, os.Mkdir(filepath.Join(dir, "dir.jsonl"), 0o700))
 	l, err := Open(live)
 	must(t, err)
 	must(t, l.Append(NewChange("live", KindSegment, "sandbox attached")))
@@ -42,8 +49,12 @@ func TestStoredLogs(t *testing.T) {
 	must(t, l.Close())
 	left, err := os.ReadDir(dir)
 	must(t, err)
-	if len(left) != 3 || left[0].Name() != "live.jsonl" || left[1].Name() != "live.jsonl.head" || left[2].Name() != "old.jsonl.notes" {
-		t.Errorf("there are left: %v", left)
+	var names []string
+	for _, e := range left {
+		names = append(names, e.Name())
+	}
+	if want := []string{"dir.jsonl", "fifo.jsonl", "link.jsonl", "live.jsonl", "live.jsonl.head", "old.jsonl.notes"}; !slices.Equal(names, want) {
+		t.Errorf("there are left: %q", names)
 	}
 	if err := list[0].Remove(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("removed again: %v", err)
