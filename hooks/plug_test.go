@@ -610,6 +610,9 @@ func (w *world) contents(ns *os.File) string {
 		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
 		w.must(err)
 		for _, r := range routes {
+			if r.Table == unix.RT_TABLE_LOCAL && r.Protocol == unix.RTPROT_KERNEL {
+				continue // one comes with each address, of IPv6 a moment later
+			}
 			if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() && !r.Dst.IP.IsMulticast() {
 				say("route %s via %s on %s, table %d", r.Dst, r.Gw, names[r.LinkIndex], r.Table)
 			}
