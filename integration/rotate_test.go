@@ -120,6 +120,12 @@ func TestPrune(t *testing.T) {
 	if _, err := os.Stat(old); err == nil {
 		t.Error("the old one is there")
 	}
+	b.must(os.Symlink("log", b.path("logs")))
+	b.settings("log_dir: " + b.path("logs") + "\n")
+	if got := b.ctl("audit", "prune", "--total", "0"); got.code != 0 || got.stdout != "" {
+		t.Errorf("what was removed from the directory by another name: %s", got)
+	}
+	b.settings("")
 	if _, err := os.Stat(file); err != nil {
 		t.Error(err)
 	}

@@ -99,8 +99,11 @@ func prune(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	for i := range logs { // a gateway that was lost writes no log, and is repaired
-		logs[i].Lives = logs[i].Lives || slices.ContainsFunc(sandboxes, func(s *sandbox) bool { return s.AuditLog == logs[i].File })
+	// A gateway that was lost writes no log, and is repaired. Names are enough, since
+	// no two sandboxes share one; the directory may have been spelled otherwise then.
+	for i := range logs {
+		name := filepath.Base(logs[i].File)
+		logs[i].Lives = logs[i].Lives || slices.ContainsFunc(sandboxes, func(s *sandbox) bool { return filepath.Base(s.AuditLog) == name })
 	}
 	var before time.Time
 	if c.IsSet("older") {
